@@ -1,0 +1,3 @@
+//! The binary is glue; see the library of this crate.
+
+fn main() {}
