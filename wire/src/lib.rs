@@ -8,8 +8,13 @@
 //!
 //! The codecs are strict: what is ambiguous is refused with a reason, never guessed. Every limit is a field of [`Limits`].
 
+pub mod detect;
+pub mod h1;
+pub mod h2;
 pub mod head;
 pub mod limits;
+pub mod tls;
+pub mod transport_header;
 
 pub use head::{Headers, Request, Response, Version};
 pub use limits::Limits;
