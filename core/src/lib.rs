@@ -2,4 +2,15 @@
 //! metrics API. No I/O here.
 
 pub mod api;
+pub mod control_plane;
+pub mod inject;
+pub mod kinds;
+pub mod manifest;
 pub mod names;
+pub mod owner;
+pub mod selector;
+pub mod token;
+pub mod trust;
+mod validate;
+
+pub use k8s_openapi;
