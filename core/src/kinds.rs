@@ -183,7 +183,7 @@ impl Object {
             Object::DaemonSet(o) => Some(&o.spec.template),
             Object::ReplicaSet(o) => o.spec.template.as_ref(),
             Object::Job(o) => o.spec.as_ref().map(|s| &s.template),
-            Object::CronJob(o) => o.spec.job_template.spec.as_ref().map(|s| &s.template)
+            Object::CronJob(o) => o.spec.job_template.spec.as_ref().map(|s| &s.template),
             _ => None,
         }
     }

@@ -72,7 +72,12 @@ mod tests {
             name: Some("web-abc-12345".into()),
             labels: Some(labels.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect()),
             owner_references: owner.map(|(kind, name)| {
-                vec![OwnerReference { kind: kind.into(), name: name.into(), controller: Some(true), ..Default::default() }]
+                vec![OwnerReference {
+                    kind: kind.into(),
+                    name: name.into(),
+                    controller: Some(true),
+                    ..Default::default()
+                }]
             }),
             ..Default::default()
         }

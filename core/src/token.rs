@@ -98,7 +98,8 @@ impl Signer {
     /// # Errors
     /// When the system has no randomness.
     pub fn generate() -> Result<(Signer, String), Error> {
-        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(|e| Error::Key(e.to_string()))?;
+        let key =
+            rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(|e| Error::Key(e.to_string()))?;
         let pem = key.serialize_pem();
         Ok((Signer::from_key(&key), pem))
     }
@@ -128,7 +129,13 @@ impl Signer {
     ///
     /// # Errors
     /// [`Error::Key`] when signing fails.
-    pub fn issue(&self, subject: &Subject, audience: &str, lifetime: Duration, now: SystemTime) -> Result<String, Error> {
+    pub fn issue(
+        &self,
+        subject: &Subject,
+        audience: &str,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<String, Error> {
         let now = unix_seconds(now);
         let mut kubernetes = serde_json::json!({
             "namespace": subject.namespace,

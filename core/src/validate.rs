@@ -87,7 +87,8 @@ fn metadata(object: &Object) -> Result<(), Fault> {
 }
 
 const DNS_LABEL: &str = "1 to 63 lower-case letters, digits or '-', beginning and ending with a letter or digit";
-const DNS_NAME: &str = "1 to 253 lower-case letters, digits, '-' or '.', each part beginning and ending with a letter or digit";
+const DNS_NAME: &str =
+    "1 to 253 lower-case letters, digits, '-' or '.', each part beginning and ending with a letter or digit";
 
 fn is_dns_label(name: &str) -> bool {
     let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
@@ -185,7 +186,8 @@ fn pod_spec(spec: &PodSpec, path: &str) -> Result<(), Fault> {
         }
     }
     let mut names = BTreeSet::new();
-    let init = spec.init_containers.iter().flatten().enumerate().map(|(at, c)| (format!("{path}.initContainers[{at}]"), c));
+    let init =
+        spec.init_containers.iter().flatten().enumerate().map(|(at, c)| (format!("{path}.initContainers[{at}]"), c));
     let plain = spec.containers.iter().enumerate().map(|(at, c)| (format!("{path}.containers[{at}]"), c));
     for (path, container) in init.chain(plain) {
         if !names.insert(container.name.as_str()) {
@@ -225,10 +227,7 @@ fn container(container: &Container, path: &str, volumes: &BTreeSet<&str>) -> Res
     }
     for (at, mount) in container.volume_mounts.iter().flatten().enumerate() {
         if !volumes.contains(mount.name.as_str()) {
-            return fault(
-                format!("{path}.volumeMounts[{at}].name"),
-                format!("the pod has no volume {:?}", mount.name),
-            );
+            return fault(format!("{path}.volumeMounts[{at}].name"), format!("the pod has no volume {:?}", mount.name));
         }
         if mount.mount_path.is_empty() {
             return fault(format!("{path}.volumeMounts[{at}].mountPath"), "is required");
@@ -285,7 +284,10 @@ fn port_name(name: &str, field: &str) -> Result<(), Fault> {
     if valid {
         Ok(())
     } else {
-        fault(field, format!("{name:?} is no port name: 1 to 15 lower-case letters, digits or '-', one letter at least"))
+        fault(
+            field,
+            format!("{name:?} is no port name: 1 to 15 lower-case letters, digits or '-', one letter at least"),
+        )
     }
 }
 
