@@ -1,0 +1,50 @@
+# Every target is for people and for CI alike. `make help` lists them.
+
+HOST      := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+RELEASE   := target/$(HOST)/release
+# What a cluster is made of; the static binaries need no library of the machine they run on.
+PRODUCTS  := weft weft-proxy weft-controller weft-demo
+# Seconds for each fuzz target.
+FUZZ_TIME ?= 60
+# Options of weft-bench, such as BENCH="--quick" or BENCH="--rounds 5 --seconds 4".
+BENCH     ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test lint bench fuzz deny
+
+help: ## This list
+	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target text; do \
+	  printf '  make %-8s %s\n' "$$target" "$$text"; done
+
+setup: ## Install what tests and benchmark need and this machine lacks, and say what
+	@scripts/setup.sh all
+
+build: ## Build the static release binaries
+	@scripts/setup.sh build
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --bins --target $(HOST) $(PRODUCTS:%=--package %)
+	@cd $(RELEASE) && ls -l $(PRODUCTS) weft-init | awk '{ printf "  %-16s %6.1f MB\n", $$NF, $$5 / 1e6 }'
+
+demo: ## Build, mesh the demo application on this machine, show it, and stay until Ctrl-C
+	@scripts/setup.sh demo
+	@$(MAKE) --no-print-directory build
+	@scripts/demo.sh $(RELEASE)
+
+test: ## Every test there is (the end-to-end tests need root)
+	@scripts/setup.sh all
+	@scripts/test.sh
+
+lint: ## Formatting and clippy
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+bench: ## Compare with other proxies on this machine, see BENCH in the Makefile (needs root)
+	@scripts/setup.sh bench
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --bins --target $(HOST) --package weft-proxy --package weft-bench
+	$(RELEASE)/weft-bench $(BENCH)
+
+fuzz: ## Run every fuzz target for FUZZ_TIME seconds
+	@scripts/fuzz.sh $(FUZZ_TIME)
+
+deny: ## Check licences, bans, sources and advisories of the dependencies
+	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+	cargo deny check

@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# Installs with apt what a target needs and this machine lacks, and says what and why.
+# Usage: scripts/setup.sh build|demo|bench|all
+set -euo pipefail
+
+want=${1:?usage: scripts/setup.sh build|demo|bench|all}
+
+# How to see that it is there | package | which targets need it | what for
+needs='
+cc                 | gcc              | build demo bench all | compiles the C parts of the cryptography library
+ld                 | binutils         | build demo bench all | links the binaries
+nft                | nftables         | demo bench all       | redirects the traffic of pods to their proxy
+ip                 | iproute2         | demo bench all       | makes network namespaces and links
+nsenter            | util-linux       | bench all            | enters network namespaces
+curl               | curl             | demo all             | is the client in examples and tests
+tcpdump            | tcpdump          | all                  | shows that nothing travels in the clear
+nghttp             | nghttp2-client   | all                  | is an HTTP/2 client that the proxy must serve
+h2load             | nghttp2-client   | bench all            | is an HTTP/2 client that the proxy must serve
+nghttpd            | nghttp2-server   | all                  | is an HTTP/2 server behind the proxy
+nginx              | nginx-light      | bench all            | is the server behind the proxies that are compared
+haproxy            | haproxy          | bench all            | is the proxy to compare with
+wrk                | wrk              | bench all            | makes HTTP/1.1 load
+strace             | strace           | bench                | counts system calls
+node               | nodejs           | all                  | is an HTTP/2 client and server that the proxy must serve
+python:grpc        | python3-grpcio   | all                  | is a gRPC client and server that the proxy must serve
+python:h2          | python3-h2       | all                  | is an HTTP/2 client and server that the proxy must serve
+'
+
+if ! command -v cargo >/dev/null; then
+  echo "setup: Rust is missing; install it with rustup, then run this again" >&2
+  exit 1
+fi
+
+# System programs are in sbin, which is not on everybody's path.
+export PATH="$PATH:/usr/sbin:/sbin"
+
+present() {
+  case "$1" in
+    python:*) /usr/bin/python3 -c "import ${1#python:}" 2>/dev/null ;;
+    *) command -v "$1" >/dev/null ;;
+  esac
+}
+
+packages=()
+while IFS='|' read -r probe package targets purpose; do
+  probe=${probe// /} package=${package// /}
+  [ -n "$probe" ] || continue
+  case " $targets " in *" $want "*) ;; *) continue ;; esac
+  present "$probe" && continue
+  echo "setup: $package is missing; it${purpose}"
+  case " ${packages[*]-} " in *" $package "*) ;; *) packages+=("$package") ;; esac
+done <<<"$needs"
+
+[ "${#packages[@]}" -gt 0 ] || exit 0
+
+if ! command -v apt-get >/dev/null; then
+  echo "setup: this is not Debian or Ubuntu; please install: ${packages[*]}" >&2
+  exit 1
+fi
+root=()
+if [ "$(id -u)" -ne 0 ]; then
+  if ! command -v sudo >/dev/null; then
+    echo "setup: run this as root, or install: ${packages[*]}" >&2
+    exit 1
+  fi
+  root=(sudo)
+fi
+
+# Servers are wanted as programs only: nothing that apt brings may start by itself, now or at the next boot.
+guard=/usr/sbin/policy-rc.d
+if [ ! -e "$guard" ]; then
+  printf '#!/bin/sh\nexit 101\n' | "${root[@]}" tee "$guard" >/dev/null
+  "${root[@]}" chmod 755 "$guard"
+  trap '"${root[@]}" rm -f "$guard"' EXIT
+fi
+
+echo "setup: installing ${packages[*]}"
+install() { "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${packages[@]}"; }
+log=$(mktemp)
+if ! install >"$log" 2>&1 && ! { "${root[@]}" apt-get update -q >>"$log" 2>&1 && install >>"$log" 2>&1; }; then
+  cat "$log" >&2
+  rm -f "$log"
+  echo "setup: apt could not install ${packages[*]}" >&2
+  exit 1
+fi
+rm -f "$log"
+if [ -d /run/systemd/system ]; then
+  for service in nginx haproxy; do
+    case " ${packages[*]} " in *" $service"*) "${root[@]}" systemctl disable -q "$service" 2>/dev/null || true ;; esac
+  done
+fi
+echo "setup: done"

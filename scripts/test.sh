@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Builds everything that tests start, then runs every test of every crate.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+if [ "$(id -u)" -ne 0 ]; then
+  echo "test: the tests make network namespaces; run this as root (sudo -E env PATH=\"\$PATH\" make test)" >&2
+  exit 1
+fi
+# The end-to-end tests start these programs from the directory that their own program is in.
+cargo test --workspace --locked --no-run
+cargo build --workspace --locked --bins
+exec cargo test --workspace --locked --no-fail-fast
