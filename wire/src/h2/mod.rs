@@ -22,6 +22,7 @@
 //! error of its stream, a broken frame one of the connection, a flood is answered by ENHANCE_YOUR_CALM.
 
 mod connection;
+pub mod hpack;
 
 use std::fmt;
 
