@@ -59,6 +59,12 @@ impl Headers {
         self.fields.clear();
     }
 
+    /// Makes room for that many more octets of names and values, and fields.
+    pub fn reserve(&mut self, octets: usize, fields: usize) {
+        self.arena.reserve(octets);
+        self.fields.reserve(fields);
+    }
+
     fn put(&mut self, bytes: &[u8]) -> Span {
         let at = self.arena.len() as u32;
         self.arena.extend_from_slice(bytes);

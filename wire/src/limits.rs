@@ -10,6 +10,8 @@ pub struct Limits {
     pub header_count: usize,
     /// Octets of a chunk-size line of HTTP/1.1 with its extensions.
     pub chunk_line: usize,
+    /// Octets of all chunk extensions of one body of HTTP/1.1 together.
+    pub chunk_extensions: usize,
     /// Octets of all trailers together.
     pub trailer_size: usize,
     /// HTTP/2 streams that the peer may have open at once.
@@ -40,6 +42,7 @@ impl Default for Limits {
             head_size: 64 * 1024,
             header_count: 128,
             chunk_line: 256,
+            chunk_extensions: 8 * 1024,
             trailer_size: 16 * 1024,
             concurrent_streams: 1024,
             continuations: 16,

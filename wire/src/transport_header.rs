@@ -1,7 +1,20 @@
 //! The transport header: the first octets inside a TLS connection between proxies that negotiated [`ALPN`].
+//!
+//! It says for which port (and, in gateway mode, name) the connection is meant, and what is spoken on it. On the wire:
+//! `transport.l5d.io/v1` CR LF CR LF, a 32-bit big-endian length, and a protobuf message
+//! `Header { int32 port = 1; string name = 2; SessionProtocol { oneof { Http1 http1 = 1; Http2 http2 = 2 } } session_protocol = 3 }`.
+//! Contract: linkerd2-proxy, `linkerd/transport-header`. The message is three fields, so it is read here by hand, which
+//! keeps a protobuf library off the request path.
 
 /// The application protocol that announces a transport header.
 pub const ALPN: &[u8] = b"transport.l5d.io/v1";
+
+/// Largest message accepted, in octets. A name has at most 253.
+pub const LIMIT: usize = 1024;
+
+const PREFACE: &[u8] = b"transport.l5d.io/v1\r\n\r\n";
+const LENGTH: usize = 4;
+const NAME_LIMIT: usize = 253;
 
 /// Where a connection is meant to go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,17 +56,171 @@ pub enum Error {
     Name,
 }
 
-/// Largest message accepted, in octets.
-pub const LIMIT: usize = 8192;
-
 impl TransportHeader {
-    /// Appends the header to `out`.
-    pub fn encode(&self, _out: &mut Vec<u8>) {
-        unimplemented!()
+    /// Appends the header to `out`. An empty name is left out, which is how the message says that there is none.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(PREFACE);
+        let length_at = out.len();
+        out.extend_from_slice(&[0; LENGTH]);
+        let at = out.len();
+        put_tag(1, VARINT, out);
+        put_varint(u64::from(self.port), out);
+        if let Some(name) = self.name.as_deref().filter(|name| !name.is_empty()) {
+            put_tag(2, BYTES, out);
+            put_varint(name.len() as u64, out);
+            out.extend_from_slice(name.as_bytes());
+        }
+        if let Some(protocol) = self.session_protocol {
+            put_tag(3, BYTES, out);
+            put_varint(2, out);
+            put_tag(if protocol == SessionProtocol::Http1 { 1 } else { 2 }, BYTES, out);
+            put_varint(0, out);
+        }
+        let length = (out.len() - at) as u32;
+        if let Some(place) = out.get_mut(length_at..at) {
+            place.copy_from_slice(&length.to_be_bytes());
+        }
     }
 
     /// Reads the header at the front of `bytes`: octets consumed and the header, or none when more are needed.
-    pub fn decode(_bytes: &[u8]) -> Result<Option<(usize, Self)>, Error> {
-        unimplemented!()
+    pub fn decode(bytes: &[u8]) -> Result<Option<(usize, Self)>, Error> {
+        let (preface, rest) = bytes.split_at(PREFACE.len().min(bytes.len()));
+        if !PREFACE.starts_with(preface) {
+            return Err(Error::Preface);
+        }
+        let Some((length, rest)) = rest.split_first_chunk::<LENGTH>() else { return Ok(None) };
+        let length = u32::from_be_bytes(*length) as usize;
+        if length > LIMIT {
+            return Err(Error::TooLarge);
+        }
+        let Some(message) = rest.get(..length) else { return Ok(None) };
+        Ok(Some((PREFACE.len() + LENGTH + length, Self::message(message)?)))
     }
+
+    /// As protobuf demands, the last of a repeated field counts and fields of other numbers are skipped.
+    fn message(bytes: &[u8]) -> Result<Self, Error> {
+        let mut port = 0;
+        let mut name: &[u8] = b"";
+        let mut session_protocol = None;
+        let mut reader = Reader(bytes);
+        while let Some((field, value)) = reader.field()? {
+            match (field, value) {
+                (1, Value::Varint(n)) => port = n,
+                (2, Value::Bytes(n)) => name = n,
+                (3, Value::Bytes(inner)) => session_protocol = session(inner)?.or(session_protocol),
+                (1..=3, _) => return Err(Error::Malformed),
+                _ => {}
+            }
+        }
+        let port = u16::try_from(port).ok().filter(|&port| port != 0).ok_or(Error::Port)?;
+        let name = match name {
+            b"" => None,
+            name => Some(dns_name(name).ok_or(Error::Name)?),
+        };
+        Ok(Self { port, name, session_protocol })
+    }
+}
+
+fn session(bytes: &[u8]) -> Result<Option<SessionProtocol>, Error> {
+    let mut protocol = None;
+    let mut reader = Reader(bytes);
+    while let Some((field, value)) = reader.field()? {
+        match (field, value) {
+            (1 | 2, Value::Bytes(inner)) => {
+                let mut empty = Reader(inner);
+                while empty.field()?.is_some() {}
+                protocol = Some(if field == 1 { SessionProtocol::Http1 } else { SessionProtocol::Http2 });
+            }
+            (1 | 2, _) => return Err(Error::Malformed),
+            _ => {}
+        }
+    }
+    Ok(protocol)
+}
+
+/// A DNS name in lower case; a final dot is kept, since it says that the name is absolute.
+fn dns_name(bytes: &[u8]) -> Option<String> {
+    let labels = bytes.strip_suffix(b".").unwrap_or(bytes);
+    let valid = labels.len() <= NAME_LIMIT
+        && labels.split(|&b| b == b'.').all(|label| {
+            (1..=63).contains(&label.len())
+                && label.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+                && !label.starts_with(b"-")
+                && !label.ends_with(b"-")
+        });
+    if !valid {
+        return None;
+    }
+    std::str::from_utf8(bytes).ok().map(str::to_ascii_lowercase)
+}
+
+const VARINT: u8 = 0;
+const FIXED64: u8 = 1;
+const BYTES: u8 = 2;
+const FIXED32: u8 = 5;
+
+enum Value<'a> {
+    Varint(u64),
+    Bytes(&'a [u8]),
+    Fixed,
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn field(&mut self) -> Result<Option<(u32, Value<'a>)>, Error> {
+        if self.0.is_empty() {
+            return Ok(None);
+        }
+        let key = u32::try_from(self.varint()?).map_err(|_| Error::Malformed)?;
+        let value = match (key & 7) as u8 {
+            VARINT => Value::Varint(self.varint()?),
+            BYTES => {
+                let length = usize::try_from(self.varint()?).map_err(|_| Error::Malformed)?;
+                Value::Bytes(self.take(length)?)
+            }
+            FIXED64 => self.take(8).map(|_| Value::Fixed)?,
+            FIXED32 => self.take(4).map(|_| Value::Fixed)?,
+            // Groups are not of this version of protobuf.
+            _ => return Err(Error::Malformed),
+        };
+        match key >> 3 {
+            0 => Err(Error::Malformed),
+            field => Ok(Some((field, value))),
+        }
+    }
+
+    fn take(&mut self, length: usize) -> Result<&'a [u8], Error> {
+        let (front, rest) = self.0.split_at_checked(length).ok_or(Error::Malformed)?;
+        self.0 = rest;
+        Ok(front)
+    }
+
+    fn varint(&mut self) -> Result<u64, Error> {
+        let mut n = 0u64;
+        for shift in 0..10 {
+            let (&b, rest) = self.0.split_first().ok_or(Error::Malformed)?;
+            self.0 = rest;
+            if shift == 9 && b > 1 {
+                break;
+            }
+            n |= u64::from(b & 0x7f) << (7 * shift);
+            if b < 0x80 {
+                return Ok(n);
+            }
+        }
+        Err(Error::Malformed)
+    }
+}
+
+fn put_tag(field: u8, wire_type: u8, out: &mut Vec<u8>) {
+    out.push(field << 3 | wire_type);
+}
+
+fn put_varint(mut n: u64, out: &mut Vec<u8>) {
+    while n >= 0x80 {
+        out.push(n as u8 | 0x80);
+        n >>= 7;
+    }
+    out.push(n as u8);
 }

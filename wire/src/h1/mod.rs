@@ -27,6 +27,7 @@
 //! escape whatever would end a line early.
 
 mod body;
+mod chars;
 mod decode;
 mod encode;
 mod error;
@@ -37,6 +38,8 @@ pub use encode::{
     encode_data, encode_end, encode_request, encode_response, reason_phrase, request_framing, response_framing,
 };
 pub use error::{Error, ErrorKind};
+
+pub(crate) use chars::is_token;
 
 use crate::head::{Headers, Version};
 
