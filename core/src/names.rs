@@ -48,6 +48,15 @@ pub const DESTINATION_ADMIN_PORT: u16 = 9996;
 /// See [`IDENTITY_ADMIN_PORT`].
 pub const METRICS_ADMIN_PORT: u16 = 9995;
 
+/// ConfigMap with the trust anchors, in the control namespace.
+pub const TRUST_ROOTS_CONFIG_MAP: &str = "weft-identity-trust-roots";
+/// Key of the trust anchors (PEM) in [`TRUST_ROOTS_CONFIG_MAP`].
+pub const TRUST_ROOTS_KEY: &str = "ca-bundle.crt";
+/// Secret with the issuer (`tls.crt`, `tls.key`), in the control namespace.
+pub const ISSUER_SECRET: &str = "weft-identity-issuer";
+/// ConfigMap with the public keys of service-account tokens, in the control namespace.
+pub const TOKEN_KEYS_CONFIG_MAP: &str = "weft-token-keys";
+
 /// Label on every injected pod: the namespace of its control plane.
 pub const LABEL_CONTROL_PLANE_NS: &str = "linkerd.io/control-plane-ns";
 /// Label on control-plane objects: the component.

@@ -1,0 +1,225 @@
+//! The containers and the volume that injection adds.
+
+use super::settings::Settings;
+use super::{InjectConfig, TOKEN_DIRECTORY, TOKEN_VOLUME};
+use crate::names;
+use serde_json::{Map, Value, json};
+
+/// Environment variables in the order in which they are written.
+struct Env(Vec<Value>);
+
+impl Env {
+    fn set(&mut self, name: &str, value: impl Into<String>) {
+        self.0.push(json!({ "name": name, "value": value.into() }));
+    }
+
+    fn field(&mut self, name: &str, path: &str) {
+        self.0.push(json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } }));
+    }
+
+    fn proxy(&mut self, name: &str, value: impl Into<String>) {
+        self.set(&format!("LINKERD2_PROXY_{name}"), value);
+    }
+}
+
+/// The proxy.
+pub(super) fn proxy(settings: &Settings, config: &InjectConfig) -> Value {
+    let mut container = Map::new();
+    let mut put = |key: &str, value: Value| container.insert(key.to_owned(), value);
+    put("name", names::PROXY_CONTAINER.into());
+    put("image", format!("{}:{}", settings.image, settings.version).into());
+    put("imagePullPolicy", settings.pull_policy.clone().into());
+    put("command", json!(["weft-proxy"]));
+    put("env", environment(settings, config).into());
+    put(
+        "ports",
+        json!([
+            { "containerPort": settings.inbound_port, "name": "linkerd-proxy" },
+            { "containerPort": settings.admin_port, "name": names::ADMIN_PORT_NAME },
+        ]),
+    );
+    put(
+        "livenessProbe",
+        json!({
+            "httpGet": { "path": "/live", "port": settings.admin_port },
+            "initialDelaySeconds": 10,
+            "timeoutSeconds": 1,
+        }),
+    );
+    // Asked often: a pod is ready only when its proxy is, and the proxy is ready within a second.
+    put(
+        "readinessProbe",
+        json!({
+            "httpGet": { "path": "/ready", "port": settings.admin_port },
+            "periodSeconds": 2,
+            "timeoutSeconds": 1,
+        }),
+    );
+    if !settings.resources.is_empty() {
+        put("resources", settings.resources.clone().into());
+    }
+    let mut security = Map::new();
+    security.insert("allowPrivilegeEscalation".into(), false.into());
+    if let Some(capabilities) = &settings.capabilities {
+        security.insert("capabilities".into(), capabilities.clone());
+    }
+    security.insert("readOnlyRootFilesystem".into(), true.into());
+    security.insert("runAsNonRoot".into(), true.into());
+    security.insert("runAsUser".into(), settings.uid.into());
+    if let Some(gid) = settings.gid {
+        security.insert("runAsGroup".into(), gid.into());
+    }
+    security.insert("seccompProfile".into(), json!({ "type": "RuntimeDefault" }));
+    put("securityContext", security.into());
+    put("terminationMessagePolicy", "FallbackToLogsOnError".into());
+    put("volumeMounts", json!([{ "mountPath": TOKEN_DIRECTORY, "name": TOKEN_VOLUME }]));
+    container.into()
+}
+
+fn environment(settings: &Settings, config: &InjectConfig) -> Vec<Value> {
+    let mut env = Env(Vec::new());
+    env.field("_pod_name", "metadata.name");
+    env.field("_pod_ns", "metadata.namespace");
+    env.field("_pod_ip", "status.podIP");
+    env.field("_pod_nodeName", "spec.nodeName");
+    env.field("_pod_sa", "spec.serviceAccountName");
+
+    env.proxy("LOG", settings.log_level.clone());
+    env.proxy("LOG_FORMAT", settings.log_format.clone());
+    env.proxy("CORES", settings.cores.to_string());
+
+    // Within the pod that serves a component its address is local, and so needs no name: it must be reachable before
+    // this proxy has an identity.
+    let (control, domain) = (&config.control_namespace, &config.cluster_domain);
+    let mut component = |variable: &str, service: &str, port: u16, serves: &str, account: &str| {
+        if settings.component.as_deref() == Some(serves) {
+            env.proxy(&format!("{variable}_SVC_ADDR"), format!("localhost.:{port}"));
+        } else {
+            env.proxy(&format!("{variable}_SVC_ADDR"), format!("{service}.{control}.svc.{domain}.:{port}"));
+        }
+        let name = names::identity(account, control, control, &config.trust_domain);
+        env.proxy(&format!("{variable}_SVC_NAME"), name);
+    };
+    let (identity, destination) = (names::IDENTITY_SERVICE, names::DESTINATION_SERVICE);
+    component("IDENTITY", identity, names::IDENTITY_GRPC_PORT, "identity", identity);
+    component("DESTINATION", destination, names::DESTINATION_GRPC_PORT, "destination", destination);
+    component("POLICY", names::POLICY_SERVICE, names::POLICY_GRPC_PORT, "destination", destination);
+
+    env.proxy("IDENTITY_LOCAL_NAME", names::identity("$(_pod_sa)", "$(_pod_ns)", control, &config.trust_domain));
+    env.proxy("IDENTITY_TRUST_ANCHORS", format!("{}\n", config.trust_anchors_pem.trim()));
+    env.proxy("IDENTITY_TOKEN_FILE", format!("{TOKEN_DIRECTORY}/{TOKEN_VOLUME}"));
+
+    env.proxy("DESTINATION_CONTEXT", r#"{"ns":"$(_pod_ns)", "nodeName":"$(_pod_nodeName)", "pod":"$(_pod_name)"}"#);
+    env.proxy("DESTINATION_PROFILE_NETWORKS", config.cluster_networks.clone());
+    env.proxy("DESTINATION_PROFILE_SUFFIXES", format!("svc.{domain}."));
+    env.proxy("POLICY_WORKLOAD", r#"{"ns":"$(_pod_ns)", "pod":"$(_pod_name)"}"#);
+    env.proxy("POLICY_CLUSTER_NETWORKS", config.cluster_networks.clone());
+
+    env.proxy("INBOUND_LISTEN_ADDR", format!("0.0.0.0:{}", settings.inbound_port));
+    env.proxy("OUTBOUND_LISTEN_ADDR", format!("127.0.0.1:{}", settings.outbound_port));
+    env.proxy("CONTROL_LISTEN_ADDR", format!("0.0.0.0:{}", settings.control_port));
+    env.proxy("ADMIN_LISTEN_ADDR", format!("0.0.0.0:{}", settings.admin_port));
+    env.field("LINKERD2_PROXY_INBOUND_IPS", "status.podIPs");
+    env.proxy("INBOUND_PORTS", settings.inbound_ports.clone());
+    env.proxy("INBOUND_DEFAULT_POLICY", settings.default_inbound_policy.clone());
+    env.proxy("INBOUND_PORTS_DISABLE_PROTOCOL_DETECTION", settings.opaque_ports.clone());
+    if !settings.require_identity_ports.is_empty() {
+        env.proxy("INBOUND_PORTS_REQUIRE_IDENTITY", settings.require_identity_ports.clone());
+    }
+    if settings.ingress {
+        env.proxy("INGRESS_MODE", "true");
+    }
+
+    env.proxy("INBOUND_CONNECT_TIMEOUT", settings.inbound_connect_timeout.clone());
+    env.proxy("OUTBOUND_CONNECT_TIMEOUT", settings.outbound_connect_timeout.clone());
+    env.proxy("INBOUND_DISCOVERY_IDLE_TIMEOUT", settings.inbound_discovery_idle.clone());
+    env.proxy("OUTBOUND_DISCOVERY_IDLE_TIMEOUT", settings.outbound_discovery_idle.clone());
+    // There is no "never"; a year is what Linkerd means by it.
+    if settings.no_inbound_detect_timeout {
+        env.proxy("INBOUND_DETECT_TIMEOUT", "365d");
+    }
+    if settings.no_outbound_detect_timeout {
+        env.proxy("OUTBOUND_DETECT_TIMEOUT", "365d");
+    }
+    env.proxy("INBOUND_ACCEPT_KEEPALIVE", "10s");
+    env.proxy("OUTBOUND_CONNECT_KEEPALIVE", "10s");
+    env.proxy("INBOUND_ACCEPT_USER_TIMEOUT", "30s");
+    env.proxy("OUTBOUND_CONNECT_USER_TIMEOUT", "30s");
+    env.proxy("INBOUND_SERVER_HTTP2_KEEP_ALIVE_INTERVAL", "10s");
+    env.proxy("INBOUND_SERVER_HTTP2_KEEP_ALIVE_TIMEOUT", "3s");
+    env.proxy("OUTBOUND_SERVER_HTTP2_KEEP_ALIVE_INTERVAL", "10s");
+    env.proxy("OUTBOUND_SERVER_HTTP2_KEEP_ALIVE_TIMEOUT", "3s");
+
+    env.proxy("SHUTDOWN_ENDPOINT_ENABLED", settings.shutdown_endpoint.to_string());
+    if let Some(grace) = &settings.shutdown_grace {
+        env.proxy("SHUTDOWN_GRACE_PERIOD", grace.clone());
+    }
+
+    let mut env = env.0;
+    env.retain(|ours| !settings.additional_env.iter().any(|theirs| theirs.get("name") == ours.get("name")));
+    env.extend(settings.additional_env.iter().cloned());
+    env
+}
+
+/// The container that redirects the pod's traffic and ends.
+pub(super) fn init(settings: &Settings) -> Value {
+    let mut args = vec![
+        "--incoming-proxy-port".to_owned(),
+        settings.inbound_port.to_string(),
+        "--outgoing-proxy-port".into(),
+        settings.outbound_port.to_string(),
+        "--proxy-uid".into(),
+        settings.uid.to_string(),
+    ];
+    if let Some(gid) = settings.gid {
+        args.extend(["--proxy-gid".into(), gid.to_string()]);
+    }
+    args.extend(["--inbound-ports-to-ignore".into(), settings.ignored_inbound_ports()]);
+    if !settings.skip_outbound_ports.is_empty() {
+        args.extend(["--outbound-ports-to-ignore".into(), settings.skip_outbound_ports.clone()]);
+    }
+    if !settings.skip_subnets.is_empty() {
+        args.extend(["--subnets-to-ignore".into(), settings.skip_subnets.clone()]);
+    }
+    let mut container = Map::new();
+    let mut put = |key: &str, value: Value| container.insert(key.to_owned(), value);
+    put("name", names::INIT_CONTAINER.into());
+    put("image", format!("{}:{}", settings.image, settings.version).into());
+    put("imagePullPolicy", settings.pull_policy.clone().into());
+    put("command", json!(["weft-init"]));
+    put("args", args.into());
+    if !settings.resources.is_empty() {
+        put("resources", settings.resources.clone().into());
+    }
+    put(
+        "securityContext",
+        json!({
+            "allowPrivilegeEscalation": false,
+            "capabilities": { "add": ["NET_ADMIN", "NET_RAW"] },
+            "privileged": false,
+            "readOnlyRootFilesystem": true,
+            "runAsGroup": 0,
+            "runAsNonRoot": false,
+            "runAsUser": 0,
+            "seccompProfile": { "type": "RuntimeDefault" },
+        }),
+    );
+    put("terminationMessagePolicy", "FallbackToLogsOnError".into());
+    container.into()
+}
+
+/// The volume with the token that the proxy shows to the identity component.
+pub(super) fn token_volume() -> Value {
+    json!({
+        "name": TOKEN_VOLUME,
+        "projected": {
+            "sources": [{
+                "serviceAccountToken": {
+                    "path": TOKEN_VOLUME,
+                    "expirationSeconds": 86_400,
+                    "audience": names::IDENTITY_AUDIENCE,
+                },
+            }],
+        },
+    })
+}
