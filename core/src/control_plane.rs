@@ -219,7 +219,7 @@ fn deployment(config: &ControlPlaneConfig, component: &Component) -> Value {
             "selector": { "matchLabels": { LABEL_COMPONENT: component.name } },
             "template": {
                 "metadata": {
-                    "labels": labels(config, Some(component.name)),
+                    "labels": { LABEL_COMPONENT: component.name },
                     // Proxies ask for their first certificate before they can authenticate, and unmeshed programs may
                     // ask for metrics, whatever the default of the cluster is.
                     "annotations": { format!("{CONFIG_PREFIX}default-inbound-policy"): "all-unauthenticated" },

@@ -87,6 +87,76 @@ fn params(name: &str, path_length: u8, now: OffsetDateTime, days: i64) -> Result
     Ok(params)
 }
 
+/// What people want to know about a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateInfo {
+    /// Common name of the subject; empty when it has none.
+    pub name: String,
+    /// Valid from.
+    pub not_before: OffsetDateTime,
+    /// Valid until.
+    pub not_after: OffsetDateTime,
+}
+
+/// Why certificates could not be read, in one sentence.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ReadError(String);
+
+/// Reads every certificate of a PEM text.
+///
+/// # Errors
+/// When there is none, or one cannot be read.
+pub fn inspect(pem: &str) -> Result<Vec<CertificateInfo>, ReadError> {
+    let mut out = Vec::new();
+    for der in certificates(pem)? {
+        let certificate = parse(&der)?;
+        let name = certificate.subject().iter_common_name().next().and_then(|cn| cn.as_str().ok());
+        out.push(CertificateInfo {
+            name: name.unwrap_or_default().to_owned(),
+            not_before: certificate.validity().not_before.to_datetime(),
+            not_after: certificate.validity().not_after.to_datetime(),
+        });
+    }
+    Ok(out)
+}
+
+/// Whether the first certificate of `issuer_pem` is signed by one of `anchors_pem`, or is one of them.
+///
+/// # Errors
+/// As [`inspect`].
+pub fn issued_by(issuer_pem: &str, anchors_pem: &str) -> Result<bool, ReadError> {
+    let chain = certificates(issuer_pem)?;
+    let Some(first) = chain.first() else { return Ok(false) };
+    let issuer = parse(first)?;
+    for der in certificates(anchors_pem)? {
+        let anchor = parse(&der)?;
+        let named = issuer.issuer() == anchor.subject();
+        if &der == first || (named && issuer.verify_signature(Some(anchor.public_key())).is_ok()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn certificates(pem: &str) -> Result<Vec<Vec<u8>>, ReadError> {
+    let mut out = Vec::new();
+    for block in x509_parser::pem::Pem::iter_from_buffer(pem.as_bytes()) {
+        let block = block.map_err(|error| ReadError(format!("not PEM: {error}")))?;
+        if block.label == "CERTIFICATE" {
+            out.push(block.contents);
+        }
+    }
+    if out.is_empty() { Err(ReadError("there is no certificate in it".into())) } else { Ok(out) }
+}
+
+fn parse(der: &[u8]) -> Result<x509_parser::certificate::X509Certificate<'_>, ReadError> {
+    match x509_parser::parse_x509_certificate(der) {
+        Ok((_, certificate)) => Ok(certificate),
+        Err(error) => Err(ReadError(format!("not a certificate: {error}"))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +171,19 @@ mod tests {
         let issuer = rcgen::Issuer::from_ca_cert_pem(&trust.issuer_pem, key).unwrap();
         assert!(issuer.key_usages().contains(&KeyUsagePurpose::KeyCertSign));
         assert!(!format!("{trust:?}").contains("PRIVATE"));
+        assert_eq!(issued_by(&trust.issuer_pem, &trust.anchor_pem), Ok(true));
+        assert_eq!(issued_by(&trust.anchor_pem, &trust.anchor_pem), Ok(true));
+        let other = generate(OffsetDateTime::now_utc()).unwrap();
+        assert_eq!(issued_by(&trust.issuer_pem, &other.anchor_pem), Ok(false));
+        let both = format!("{}{}", other.anchor_pem, trust.anchor_pem);
+        assert_eq!(issued_by(&trust.issuer_pem, &both), Ok(true));
+        let info = inspect(&both).unwrap();
+        assert_eq!(info.len(), 2);
+        assert_eq!((info[0].not_after - info[0].not_before - SKEW).whole_days(), ROOT_DAYS);
+        assert_eq!(inspect(&trust.issuer_pem).unwrap()[0].name, "identity.weft.cluster.local");
+        for bad in ["", "nothing", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+            assert!(inspect(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]
