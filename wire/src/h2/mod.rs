@@ -22,7 +22,15 @@
 //! error of its stream, a broken frame one of the connection, a flood is answered by ENHANCE_YOUR_CALM.
 
 mod connection;
+mod flow;
+mod frame;
+pub mod fuzzing;
+mod guard;
 pub mod hpack;
+mod message;
+mod receive;
+mod send;
+mod stream;
 
 use std::fmt;
 

@@ -105,13 +105,7 @@ impl Decoder {
     /// A decoder whose peer may use a table of up to `allowed` octets; until it says otherwise it uses
     /// min(4096, `allowed`).
     pub fn new(allowed: usize) -> Self {
-        Self {
-            table: Table::new(allowed.min(4096)),
-            allowed,
-            must_shrink: false,
-            name: Vec::new(),
-            value: Vec::new(),
-        }
+        Self { table: Table::new(allowed.min(4096)), allowed, must_shrink: false, name: Vec::new(), value: Vec::new() }
     }
 
     /// Changes the size that the peer may use: call it when the peer acknowledged the SETTINGS that say so.

@@ -42,13 +42,8 @@ struct Tables {
 static TABLES: Tables = tables();
 
 const fn tables() -> Tables {
-    let mut t = Tables {
-        codes: [0; 256],
-        fast: [0; 256],
-        sorted: [0; 256],
-        limit: [0; LONGEST + 1],
-        offset: [0; LONGEST + 1],
-    };
+    let mut t =
+        Tables { codes: [0; 256], fast: [0; 256], sorted: [0; 256], limit: [0; LONGEST + 1], offset: [0; LONGEST + 1] };
     let (mut length, mut code, mut place) = (1, 0u32, 0u32);
     while length <= LONGEST {
         code <<= 1;

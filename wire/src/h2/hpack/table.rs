@@ -161,6 +161,7 @@ impl Table {
         self.size
     }
 
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
