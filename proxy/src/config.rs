@@ -9,9 +9,12 @@ use std::{
 };
 
 use ipnet::IpNet;
+use rustls::pki_types::CertificateDer;
+
+mod parse;
 
 /// Exit status of a proxy whose environment is wrong (`EX_USAGE`).
-pub const EXIT_USAGE: i32 = 64;
+pub const EXIT_USAGE: u8 = 64;
 
 /// Everything that the environment decides, parsed and checked once.
 #[derive(Debug, Clone)]
@@ -44,6 +47,19 @@ pub struct Config {
     pub shutdown_grace: Duration,
     /// HTTP/2 flow control windows of the data path.
     pub http2: Http2Config,
+    /// Limits of watches on the control plane.
+    pub control_streams: StreamLimits,
+}
+
+/// Limits of watches on the control plane; `None`: no limit. Not applied on loopback.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StreamLimits {
+    /// Until the first message. `CONTROL_STREAM_INITIAL_TIMEOUT`.
+    pub initial: Option<Duration>,
+    /// Between messages. `CONTROL_STREAM_IDLE_TIMEOUT`.
+    pub idle: Option<Duration>,
+    /// All together; spreads watches anew over the replicas. `CONTROL_STREAM_LIFETIME`.
+    pub lifetime: Option<Duration>,
 }
 
 /// HTTP/2 windows and limits of the data path.
@@ -62,8 +78,8 @@ pub struct IdentityConfig {
     pub name: String,
     /// Directory of `key.p8` and `csr.der`; without it both are made in memory. `IDENTITY_DIR`.
     pub dir: Option<PathBuf>,
-    /// Trust anchors, PEM. `IDENTITY_TRUST_ANCHORS`.
-    pub trust_anchors: String,
+    /// Trust anchors, one or more. `IDENTITY_TRUST_ANCHORS`, PEM.
+    pub trust_anchors: Vec<CertificateDer<'static>>,
     /// File of the token shown to the identity service, read anew each time. `IDENTITY_TOKEN_FILE`.
     pub token_file: PathBuf,
     /// Shortest time between renewals. `IDENTITY_MIN_REFRESH`.

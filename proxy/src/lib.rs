@@ -1,17 +1,26 @@
 //! weft-proxy: the data plane. One small process beside every pod, compatible with linkerd2-proxy on both wires: to the
 //! control plane (linkerd2-proxy-api) and to other proxies.
 //!
-//! A control thread ([`discover`], [`identity`], [`admin`]) talks to the control plane; data threads ([`run`]) carry
+//! A control thread ([`discover`], [`identity`], `admin`) talks to the control plane; data threads ([`run`]) carry
 //! the traffic and only read what the control thread publishes.
 
 use std::sync::Arc;
 
+use tokio::sync::mpsc;
+
+mod admin;
 pub mod config;
+mod control;
 pub mod discover;
 pub mod drain;
 pub mod identity;
+mod logging;
 pub mod metrics;
 pub mod policy;
+pub mod redirect;
+mod start;
+
+pub use start::start;
 
 /// What a data thread is given.
 #[derive(Clone)]
@@ -26,4 +35,15 @@ pub struct Context {
     pub metrics: Arc<metrics::Metrics>,
     /// Tells when to drain.
     pub drain: drain::DrainRx,
+    /// Told once by each data thread, when its listeners are bound; `/ready` waits for all.
+    pub bound: mpsc::UnboundedSender<()>,
+}
+
+/// Stands in until the data path is here.
+mod run {
+    pub async fn run(mut ctx: crate::Context) -> anyhow::Result<()> {
+        let _ = ctx.bound.send(());
+        let _ = ctx.drain.wait_for(|d| *d).await;
+        Ok(())
+    }
 }
