@@ -1,0 +1,509 @@
+//! One picture of the cluster in memory, and who wants to know when a part of it changes.
+//!
+//! Objects come in by [`Index::apply`]; what is kept of them is small and immutable, behind `Arc`s. Streams subscribe
+//! to one subject (an address, a service, a pod) and get its newest snapshot; snapshots that are equal to the last one
+//! wake nobody. Snapshots are made only for subjects that somebody watches, so memory follows the cluster and the
+//! number of different subjects, not the number of streams.
+
+pub mod pod;
+pub mod ports;
+pub mod service;
+
+use crate::source::Event;
+use crate::telemetry::Telemetry;
+use pod::{Id, Pod, Settings};
+use service::{Endpoint, Service, ServiceView, Slice};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use weft_core::kinds::{Key, Kind, Object};
+
+/// How often subjects that nobody watches any more are forgotten.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// What an address stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// Nothing that is known here.
+    Unknown,
+    /// The virtual address of a service.
+    Service(Arc<Service>),
+    /// A pod.
+    Pod(Arc<Pod>),
+}
+
+/// A workload, as `stat` lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkloadObject {
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// The workload that made it, as lower-case kind and name.
+    pub owner: Option<(String, String)>,
+}
+
+/// The index. Cloning is cheap and refers to the same.
+#[derive(Debug, Clone)]
+pub struct Index {
+    state: Arc<Mutex<State>>,
+    synced: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    namespaces: BTreeMap<String, (BTreeMap<String, String>, Settings)>,
+    pods: HashMap<Id, Arc<Pod>>,
+    services: HashMap<Id, Arc<Service>>,
+    slices: HashMap<Id, Arc<Slice>>,
+    workloads: BTreeMap<Key, Arc<WorkloadObject>>,
+    pods_by_ip: HashMap<IpAddr, BTreeSet<Id>>,
+    services_by_ip: HashMap<IpAddr, BTreeSet<Id>>,
+    slices_by_service: HashMap<Id, BTreeSet<Id>>,
+    services_by_endpoint: HashMap<Referent, BTreeMap<Id, usize>>,
+    watched_ips: HashMap<IpAddr, watch::Sender<Target>>,
+    watched_services: HashMap<Id, watch::Sender<Option<Arc<ServiceView>>>>,
+    watched_pods: HashMap<Id, watch::Sender<Option<Arc<Pod>>>>,
+}
+
+/// What an endpoint of a slice refers to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Referent {
+    Pod(Id),
+    Ip(IpAddr),
+}
+
+/// Subjects whose snapshots may have changed.
+#[derive(Default)]
+struct Dirty {
+    ips: HashSet<IpAddr>,
+    services: HashSet<Id>,
+    pods: HashSet<Id>,
+}
+
+impl Default for Index {
+    fn default() -> Index {
+        Index { state: Arc::default(), synced: watch::Sender::new(false) }
+    }
+}
+
+impl Index {
+    /// An empty index that shows its sizes.
+    pub fn new(telemetry: &Telemetry) -> Index {
+        let index = Index::default();
+        let shown = index.clone();
+        telemetry.collect(move |telemetry| shown.show(telemetry));
+        index
+    }
+
+    /// Takes in what the source tells, until it ends.
+    pub async fn run(self, mut events: mpsc::Receiver<Vec<Event>>) {
+        let mut sweep = tokio::time::interval(SWEEP);
+        loop {
+            tokio::select! {
+                batch = events.recv() => match batch {
+                    Some(batch) => self.apply(batch),
+                    None => {
+                        tracing::error!("the source of objects ended; what is known stays as it is");
+                        return;
+                    }
+                },
+                _ = sweep.tick() => self.lock().sweep(),
+            }
+        }
+    }
+
+    /// Takes in a batch and tells those who watch.
+    pub fn apply(&self, batch: Vec<Event>) {
+        let mut synced = false;
+        {
+            let mut state = self.lock();
+            let mut dirty = Dirty::default();
+            for event in batch {
+                match event {
+                    Event::Applied(object) => state.applied(&object, &mut dirty),
+                    Event::Deleted(key) => state.deleted(&key, &mut dirty),
+                    Event::Synced => synced = true,
+                }
+            }
+            state.publish(dirty);
+        }
+        if synced {
+            self.synced.send_replace(true);
+        }
+    }
+
+    /// Whether everything that was there at the start is in.
+    pub fn is_synced(&self) -> bool {
+        *self.synced.borrow()
+    }
+
+    /// Returns when everything that was there at the start is in.
+    pub async fn synced(&self) {
+        // The sender is `self`'s own, so waiting cannot fail.
+        let _ = self.synced.subscribe().wait_for(|synced| *synced).await;
+    }
+
+    /// What an address stands for, now and from now on.
+    pub fn watch_ip(&self, ip: IpAddr) -> watch::Receiver<Target> {
+        let mut state = self.lock();
+        if let Some(watched) = state.watched_ips.get(&ip) {
+            return watched.subscribe();
+        }
+        let (tx, rx) = watch::channel(state.target(ip));
+        state.watched_ips.insert(ip, tx);
+        rx
+    }
+
+    /// A service with its endpoints, now and from now on; `None` while there is none.
+    pub fn watch_service(&self, id: &Id) -> watch::Receiver<Option<Arc<ServiceView>>> {
+        let mut state = self.lock();
+        if let Some(watched) = state.watched_services.get(id) {
+            return watched.subscribe();
+        }
+        let (tx, rx) = watch::channel(state.view(id));
+        state.watched_services.insert(id.clone(), tx);
+        rx
+    }
+
+    /// A pod, now and from now on; `None` while there is none.
+    pub fn watch_pod(&self, id: &Id) -> watch::Receiver<Option<Arc<Pod>>> {
+        let mut state = self.lock();
+        if let Some(watched) = state.watched_pods.get(id) {
+            return watched.subscribe();
+        }
+        let (tx, rx) = watch::channel(state.pods.get(id).cloned());
+        state.watched_pods.insert(id.clone(), tx);
+        rx
+    }
+
+    /// All pods.
+    pub fn pods(&self) -> Vec<Arc<Pod>> {
+        self.lock().pods.values().cloned().collect()
+    }
+
+    /// The pod of this name.
+    pub fn pod(&self, id: &Id) -> Option<Arc<Pod>> {
+        self.lock().pods.get(id).cloned()
+    }
+
+    /// The pod that has this address.
+    pub fn pod_by_ip(&self, ip: IpAddr) -> Option<Arc<Pod>> {
+        self.lock().pod_by_ip(ip)
+    }
+
+    /// All services.
+    pub fn services(&self) -> Vec<Arc<Service>> {
+        self.lock().services.values().cloned().collect()
+    }
+
+    /// All namespaces with their labels.
+    pub fn namespaces(&self) -> Vec<(String, BTreeMap<String, String>)> {
+        self.lock().namespaces.iter().map(|(name, (labels, _))| (name.clone(), labels.clone())).collect()
+    }
+
+    /// All workload objects.
+    pub fn workloads(&self) -> Vec<(Key, Arc<WorkloadObject>)> {
+        self.lock().workloads.iter().map(|(key, workload)| (key.clone(), workload.clone())).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn show(&self, telemetry: &Telemetry) {
+        let state = self.lock();
+        let set = |name, help, label, value, count: usize| {
+            telemetry.gauge(name, help, &[(label, value)]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        };
+        let objects = [
+            ("namespace", state.namespaces.len()),
+            ("pod", state.pods.len()),
+            ("service", state.services.len()),
+            ("endpointslice", state.slices.len()),
+            ("workload", state.workloads.len()),
+        ];
+        for (kind, count) in objects {
+            set("weft_index_objects", "Objects in the index", "kind", kind, count);
+        }
+        let watched = [
+            ("address", state.watched_ips.len()),
+            ("service", state.watched_services.len()),
+            ("pod", state.watched_pods.len()),
+        ];
+        for (subject, count) in watched {
+            set("weft_index_watched", "Subjects of the index that somebody watches", "subject", subject, count);
+        }
+    }
+}
+
+impl State {
+    fn settings(&self, namespace: &str) -> Option<&Settings> {
+        self.namespaces.get(namespace).map(|(_, settings)| settings)
+    }
+
+    fn applied(&mut self, object: &Object, dirty: &mut Dirty) {
+        match object {
+            Object::Namespace(namespace) => {
+                let Some(name) = namespace.metadata.name.clone() else { return };
+                let settings = Settings::read(namespace.metadata.annotations.as_ref());
+                let labels = namespace.metadata.labels.clone().unwrap_or_default();
+                self.set_namespace(&name, Some((labels, settings)), dirty);
+            }
+            Object::Pod(pod) => {
+                let settings = pod.metadata.namespace.as_deref().and_then(|ns| self.settings(ns));
+                if let Some(pod) = Pod::read(pod, settings) {
+                    self.set_pod(&pod.id.clone(), Some(pod), dirty);
+                }
+            }
+            Object::Service(service) => {
+                let settings = service.metadata.namespace.as_deref().and_then(|ns| self.settings(ns));
+                if let Some(service) = Service::read(service, settings) {
+                    self.set_service(&service.id.clone(), Some(service), dirty);
+                }
+            }
+            Object::EndpointSlice(slice) => {
+                let metadata = &slice.metadata;
+                let (Some(namespace), Some(name)) = (&metadata.namespace, &metadata.name) else { return };
+                self.set_slice(&Id::new(namespace, name), Slice::read(slice), dirty);
+            }
+            Object::Deployment(_)
+            | Object::StatefulSet(_)
+            | Object::DaemonSet(_)
+            | Object::ReplicaSet(_)
+            | Object::Job(_)
+            | Object::CronJob(_) => {
+                let metadata = object.metadata();
+                let owner = metadata.owner_references.as_deref().unwrap_or_default().first();
+                let workload = WorkloadObject {
+                    labels: metadata.labels.clone().unwrap_or_default(),
+                    owner: owner.map(|o| (o.kind.to_ascii_lowercase(), o.name.clone())),
+                };
+                self.workloads.insert(object.key(""), Arc::new(workload));
+            }
+            _ => {}
+        }
+    }
+
+    fn deleted(&mut self, key: &Key, dirty: &mut Dirty) {
+        let id = Id::new(&key.namespace, &key.name);
+        match key.kind {
+            Kind::Namespace => self.set_namespace(&key.name, None, dirty),
+            Kind::Pod => self.set_pod(&id, None, dirty),
+            Kind::Service => self.set_service(&id, None, dirty),
+            Kind::EndpointSlice => self.set_slice(&id, None, dirty),
+            _ => {
+                self.workloads.remove(key);
+            }
+        }
+    }
+
+    fn set_namespace(
+        &mut self,
+        name: &str,
+        namespace: Option<(BTreeMap<String, String>, Settings)>,
+        dirty: &mut Dirty,
+    ) {
+        let before = self.settings(name).cloned().unwrap_or_default();
+        let after = namespace.as_ref().map(|(_, settings)| settings.clone()).unwrap_or_default();
+        match namespace {
+            Some(namespace) => self.namespaces.insert(name.to_owned(), namespace),
+            None => self.namespaces.remove(name),
+        };
+        if before == after {
+            return;
+        }
+        let pods: Vec<Arc<Pod>> = self.pods.values().filter(|pod| pod.id.namespace == name).cloned().collect();
+        for pod in pods {
+            self.set_pod(&pod.id, Some(Pod::clone(&pod).with_namespace(Some(&after))), dirty);
+        }
+        let services: Vec<_> = self.services.values().filter(|s| s.id.namespace == name).cloned().collect();
+        for service in services {
+            let changed = Service::clone(&service).with_namespace(Some(&after));
+            self.set_service(&service.id, Some(changed), dirty);
+        }
+    }
+
+    fn set_pod(&mut self, id: &Id, pod: Option<Pod>, dirty: &mut Dirty) {
+        let before = self.pods.get(id).cloned();
+        if before.as_deref() == pod.as_ref() {
+            return;
+        }
+        for ip in before.iter().flat_map(|pod| &pod.ips) {
+            remove(&mut self.pods_by_ip, ip, id);
+            dirty.ips.insert(*ip);
+        }
+        for ip in pod.iter().flat_map(|pod| &pod.ips) {
+            self.pods_by_ip.entry(*ip).or_default().insert(id.clone());
+            dirty.ips.insert(*ip);
+        }
+        let ips = before.iter().flat_map(|pod| &pod.ips).chain(pod.iter().flat_map(|pod| &pod.ips));
+        let referents = ips.map(|ip| Referent::Ip(*ip)).chain([Referent::Pod(id.clone())]);
+        for referent in referents {
+            dirty.services.extend(self.services_by_endpoint.get(&referent).into_iter().flat_map(|s| s.keys().cloned()));
+        }
+        dirty.pods.insert(id.clone());
+        match pod {
+            Some(pod) => self.pods.insert(id.clone(), Arc::new(pod)),
+            None => self.pods.remove(id),
+        };
+    }
+
+    fn set_service(&mut self, id: &Id, service: Option<Service>, dirty: &mut Dirty) {
+        let before = self.services.get(id).cloned();
+        if before.as_deref() == service.as_ref() {
+            return;
+        }
+        for ip in before.iter().flat_map(|s| &s.ips) {
+            remove(&mut self.services_by_ip, ip, id);
+            dirty.ips.insert(*ip);
+        }
+        for ip in service.iter().flat_map(|s| &s.ips) {
+            let sharing = self.services_by_ip.entry(*ip).or_default();
+            sharing.insert(id.clone());
+            dirty.ips.insert(*ip);
+            if sharing.len() > 1 {
+                tracing::warn!(%ip, services = ?sharing, "several services claim one address; the first is taken");
+            }
+        }
+        dirty.services.insert(id.clone());
+        match service {
+            Some(service) => self.services.insert(id.clone(), Arc::new(service)),
+            None => self.services.remove(id),
+        };
+    }
+
+    fn set_slice(&mut self, id: &Id, slice: Option<Slice>, dirty: &mut Dirty) {
+        let before = self.slices.get(id).cloned();
+        if before.as_deref() == slice.as_ref() {
+            return;
+        }
+        if let Some(before) = before {
+            remove(&mut self.slices_by_service, &before.service, id);
+            for referent in referents(&before) {
+                if let Some(services) = self.services_by_endpoint.get_mut(&referent) {
+                    if let Some(count) = services.get_mut(&before.service) {
+                        *count -= 1;
+                        if *count == 0 {
+                            services.remove(&before.service);
+                        }
+                    }
+                    if services.is_empty() {
+                        self.services_by_endpoint.remove(&referent);
+                    }
+                }
+            }
+            dirty.services.insert(before.service.clone());
+        }
+        match slice {
+            Some(slice) => {
+                self.slices_by_service.entry(slice.service.clone()).or_default().insert(id.clone());
+                for referent in referents(&slice) {
+                    let services = self.services_by_endpoint.entry(referent).or_default();
+                    *services.entry(slice.service.clone()).or_default() += 1;
+                }
+                dirty.services.insert(slice.service.clone());
+                self.slices.insert(id.clone(), Arc::new(slice));
+            }
+            None => {
+                self.slices.remove(id);
+            }
+        }
+    }
+
+    fn pod_by_ip(&self, ip: IpAddr) -> Option<Arc<Pod>> {
+        // Addresses are used again: of several pods with one address, the newest that has not ended has it.
+        let pods = self.pods_by_ip.get(&ip)?.iter().filter_map(|id| self.pods.get(id)).filter(|pod| !pod.ended());
+        pods.max_by(|a, b| (!a.terminating, &a.created).cmp(&(!b.terminating, &b.created))).cloned()
+    }
+
+    fn target(&self, ip: IpAddr) -> Target {
+        let mut services = self.services_by_ip.get(&ip).into_iter().flatten();
+        if let Some(service) = services.find_map(|id| self.services.get(id)) {
+            return Target::Service(service.clone());
+        }
+        self.pod_by_ip(ip).map_or(Target::Unknown, Target::Pod)
+    }
+
+    fn view(&self, id: &Id) -> Option<Arc<ServiceView>> {
+        let service = self.services.get(id)?.clone();
+        let slices: Vec<&Arc<Slice>> =
+            self.slices_by_service.get(id).into_iter().flatten().filter_map(|slice| self.slices.get(slice)).collect();
+        // With both families the same pods are in slices of each; one way to reach a pod is enough.
+        let v4 = slices.iter().any(|slice| slice.endpoints.iter().any(|e| e.ip.is_ipv4()));
+        let mut endpoints: BTreeMap<IpAddr, Endpoint> = BTreeMap::new();
+        for slice in slices {
+            for endpoint in slice.endpoints.iter().filter(|e| e.ready && e.ip.is_ipv4() == v4) {
+                let pod = match &endpoint.pod {
+                    Some(pod) => self.pods.get(pod).cloned(),
+                    // A slice written by hand says nothing of pods; what has the address is what will answer.
+                    None => self.pod_by_ip(endpoint.ip),
+                };
+                let (hostname, zone) = (endpoint.hostname.clone(), endpoint.zone.clone());
+                let new = Endpoint { ip: endpoint.ip, pod, hostname, zone, ports: slice.ports.clone() };
+                endpoints
+                    .entry(endpoint.ip)
+                    .and_modify(|old| old.ports = old.ports.iter().chain(new.ports.iter()).cloned().collect())
+                    .or_insert(new);
+            }
+        }
+        Some(Arc::new(ServiceView { service, endpoints: endpoints.into_values().collect() }))
+    }
+
+    fn publish(&mut self, dirty: Dirty) {
+        for ip in dirty.ips {
+            if self.watched_ips.contains_key(&ip) {
+                let target = self.target(ip);
+                tell(&mut self.watched_ips, &ip, target);
+            }
+        }
+        for id in dirty.services {
+            if self.watched_services.contains_key(&id) {
+                let view = self.view(&id);
+                tell(&mut self.watched_services, &id, view);
+            }
+        }
+        for id in dirty.pods {
+            if self.watched_pods.contains_key(&id) {
+                let pod = self.pods.get(&id).cloned();
+                tell(&mut self.watched_pods, &id, pod);
+            }
+        }
+    }
+
+    fn sweep(&mut self) {
+        self.watched_ips.retain(|_, watched| watched.receiver_count() > 0);
+        self.watched_services.retain(|_, watched| watched.receiver_count() > 0);
+        self.watched_pods.retain(|_, watched| watched.receiver_count() > 0);
+    }
+}
+
+fn remove<K: Hash + Eq>(map: &mut HashMap<K, BTreeSet<Id>>, key: &K, id: &Id) {
+    if let Some(ids) = map.get_mut(key) {
+        ids.remove(id);
+        if ids.is_empty() {
+            map.remove(key);
+        }
+    }
+}
+
+/// What a slice's endpoints refer to, each once.
+fn referents(slice: &Slice) -> HashSet<Referent> {
+    let endpoints = slice.endpoints.iter();
+    endpoints.map(|e| e.pod.clone().map_or(Referent::Ip(e.ip), Referent::Pod)).collect()
+}
+
+/// Tells a subject's watchers its newest snapshot, or forgets the subject when there are none.
+fn tell<K: Hash + Eq, V: PartialEq>(watched: &mut HashMap<K, watch::Sender<V>>, key: &K, value: V) {
+    let Some(sender) = watched.get(key) else { return };
+    if sender.receiver_count() == 0 {
+        watched.remove(key);
+        return;
+    }
+    sender.send_if_modified(|current| {
+        let changed = *current != value;
+        *current = value;
+        changed
+    });
+}

@@ -1,0 +1,15 @@
+//! `InboundServerPolicies` and `OutboundPolicies`: what a proxy may do and how.
+
+pub mod inbound;
+pub mod outbound;
+
+/// Protobuf durations; these are constants that fit.
+pub(crate) const fn millis(millis: i64) -> prost_types::Duration {
+    prost_types::Duration { seconds: millis / 1000, nanos: ((millis % 1000) * 1_000_000) as i32 }
+}
+
+/// A built-in thing, as metric labels name it.
+pub(crate) fn default_meta(name: &str) -> linkerd2_proxy_api::meta::Metadata {
+    use linkerd2_proxy_api::meta::{Metadata, metadata::Kind};
+    Metadata { kind: Some(Kind::Default(name.to_owned())) }
+}

@@ -1,0 +1,180 @@
+//! Puts a component together, runs it, and ends it.
+
+use crate::cli::SourceOptions;
+use crate::cli::{Cli, Component, DestinationOptions, IdentityOptions, LogFormat, LogOptions, MetricsOptions};
+use crate::destination::endpoint::Mesh;
+use crate::drain::{self, Drain};
+use crate::index::Index;
+use crate::source::{Source, directory};
+use crate::telemetry::Telemetry;
+use crate::{admin, destination, grpc, identity, metrics, policy};
+use anyhow::Context;
+use linkerd2_proxy_api::destination::destination_server::DestinationServer;
+use linkerd2_proxy_api::identity::identity_server::IdentityServer;
+use linkerd2_proxy_api::inbound::inbound_server_policies_server::InboundServerPoliciesServer;
+use linkerd2_proxy_api::outbound::outbound_policies_server::OutboundPoliciesServer;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tonic::service::Routes;
+use tracing_subscriber::EnvFilter;
+use weft_core::kinds::Kind;
+
+/// What destination and policy read.
+const DISCOVERY_KINDS: &[Kind] = &[Kind::Namespace, Kind::Service, Kind::Pod, Kind::EndpointSlice];
+/// What metrics reads.
+const METRICS_KINDS: &[Kind] = &[
+    Kind::Namespace,
+    Kind::Service,
+    Kind::Pod,
+    Kind::Deployment,
+    Kind::StatefulSet,
+    Kind::DaemonSet,
+    Kind::ReplicaSet,
+    Kind::Job,
+    Kind::CronJob,
+];
+
+/// Starts logging to standard error.
+pub fn init_logging(options: &LogOptions) {
+    let (filter, problem) = match EnvFilter::try_new(&options.log_level) {
+        Ok(filter) => (filter, None),
+        Err(error) => (EnvFilter::new("info"), Some(error)),
+    };
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    match options.log_format {
+        LogFormat::Plain => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    if let Some(error) = problem {
+        tracing::warn!(filter = options.log_level, %error, "log level not understood; using info");
+    }
+}
+
+/// Runs the component until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it cannot start, or when a server of it fails.
+pub async fn run(cli: Cli) -> anyhow::Result<()> {
+    let (trigger, drain) = drain::channel();
+    let telemetry = Telemetry::new();
+    let mut servers = match cli.component {
+        Component::Identity(options) => identity_servers(options, &drain, &telemetry).await?,
+        Component::Destination(options) => destination_servers(options, &drain, &telemetry).await?,
+        Component::Metrics(options) => metrics_servers(options, &drain, &telemetry).await?,
+    };
+    tokio::select! {
+        signal = drain::terminated() => {
+            let signal = signal.context("cannot receive signals")?;
+            tracing::info!(signal, "ending");
+        }
+        Some(ended) = servers.join_next() => {
+            ended.context("a server panicked")??;
+            anyhow::bail!("a server ended");
+        }
+    }
+    trigger.fire();
+    while let Some(ended) = servers.join_next().await {
+        ended.context("a server panicked")??;
+    }
+    tracing::info!("ended");
+    Ok(())
+}
+
+type Servers = JoinSet<anyhow::Result<()>>;
+
+async fn bind(what: &'static str, addr: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr} for {what}"))?;
+    let addr = listener.local_addr().with_context(|| format!("no local address for {what}"))?;
+    tracing::info!(server = what, %addr, "listening");
+    Ok(listener)
+}
+
+async fn serve_admin(
+    servers: &mut Servers,
+    addr: SocketAddr,
+    drain: &Drain,
+    telemetry: &Telemetry,
+    ready: admin::Readiness,
+) -> anyhow::Result<()> {
+    let listener = bind("admin", addr).await?;
+    let (drain, telemetry) = (drain.clone(), telemetry.clone());
+    servers.spawn(async move {
+        admin::run(listener, drain, telemetry, ready).await;
+        Ok(())
+    });
+    Ok(())
+}
+
+fn start_index(options: SourceOptions, kinds: &'static [Kind], telemetry: &Telemetry) -> (Index, admin::Readiness) {
+    let index = Index::new(telemetry);
+    let source = Source::Directory(directory::Options { path: options.state_dir, resync: options.resync_interval });
+    tokio::spawn(index.clone().run(source.watch(kinds, telemetry)));
+    let shown = index.clone();
+    let ready = move || (!shown.is_synced()).then(|| "the state directory has not been read yet".to_owned());
+    (index, Arc::new(ready))
+}
+
+async fn destination_servers(
+    options: DestinationOptions,
+    drain: &Drain,
+    telemetry: &Telemetry,
+) -> anyhow::Result<Servers> {
+    let grpc = bind("destination", options.grpc_addr).await?;
+    let policy = bind("policy", options.policy_addr).await?;
+    let (index, ready) = start_index(options.source, DISCOVERY_KINDS, telemetry);
+    let mesh = Arc::new(Mesh {
+        controller_namespace: options.mesh.controller_namespace,
+        trust_domain: options.mesh.trust_domain,
+        cluster_domain: options.cluster_domain,
+    });
+    let mut servers = JoinSet::new();
+    serve_admin(&mut servers, options.admin_addr, drain, telemetry, ready).await?;
+    let discovery = destination::Server::new(index.clone(), mesh.clone(), drain.clone(), telemetry);
+    servers.spawn(grpc::serve(grpc, Routes::new(DestinationServer::new(discovery)), drain.clone()));
+    let networks = options.cluster_networks.into();
+    let inbound = policy::inbound::Server::new(index.clone(), networks, drain.clone(), telemetry);
+    let outbound = policy::outbound::Server::new(index, mesh, drain.clone(), telemetry);
+    let routes =
+        Routes::new(InboundServerPoliciesServer::new(inbound)).add_service(OutboundPoliciesServer::new(outbound));
+    servers.spawn(grpc::serve(policy, routes, drain.clone()));
+    Ok(servers)
+}
+
+async fn identity_servers(options: IdentityOptions, drain: &Drain, telemetry: &Telemetry) -> anyhow::Result<Servers> {
+    let grpc = bind("identity", options.grpc_addr).await?;
+    let admin_addr = options.admin_addr;
+    let credentials = identity::credentials::Credentials::watch(&options, telemetry);
+    let ready = {
+        let credentials = credentials.clone();
+        move || credentials.problem()
+    };
+    let mut servers = JoinSet::new();
+    serve_admin(&mut servers, admin_addr, drain, telemetry, Arc::new(ready)).await?;
+    let server = identity::Server::new(&options, credentials, telemetry);
+    servers.spawn(grpc::serve(grpc, Routes::new(IdentityServer::new(server)), drain.clone()));
+    Ok(servers)
+}
+
+async fn metrics_servers(options: MetricsOptions, drain: &Drain, telemetry: &Telemetry) -> anyhow::Result<Servers> {
+    let api = bind("metrics", options.api_addr).await?;
+    let (index, ready) = start_index(options.source.clone(), METRICS_KINDS, telemetry);
+    let mut servers = JoinSet::new();
+    serve_admin(&mut servers, options.admin_addr, drain, telemetry, ready).await?;
+    let metrics = metrics::Metrics::new(index, &options, telemetry);
+    let (scraper, scrape_drain) = (metrics.clone(), drain.clone());
+    servers.spawn(async move {
+        tokio::select! {
+            () = scraper.scrape_forever() => {}
+            () = scrape_drain.signaled() => {}
+        }
+        Ok(())
+    });
+    let drain = drain.clone();
+    servers.spawn(async move {
+        metrics::serve(api, drain, metrics).await;
+        Ok(())
+    });
+    Ok(servers)
+}
