@@ -1,0 +1,198 @@
+//! What a connection speaks: its first octets, looked at while the server gets its chance to speak first.
+//!
+//! A protocol whose server speaks first (SMTP, MySQL) looks like a client that says nothing. So when a client has been
+//! silent for [`SILENCE`], the server is connected to; whoever speaks first decides. No port list is needed for that, and
+//! nobody waits for the detection timeout.
+
+use std::{
+    future::{Future, pending, poll_fn},
+    io,
+    pin::Pin,
+    rc::Rc,
+    time::Duration,
+};
+
+use tokio::time::{sleep, timeout};
+use weft_wire::{
+    detect::{ClientHello, Detected, client_hello, detect},
+    transport_header::TransportHeader,
+};
+
+use crate::{
+    io::{Input, Io},
+    upstream::{Balancer, TcpUpstream},
+};
+
+/// How long a client is silent before its server is asked.
+const SILENCE: Duration = Duration::from_millis(50);
+/// Octets in which HTTP must show.
+const HTTP_LIMIT: usize = 1024;
+
+/// The server that may speak first, and how long it may take to reach it.
+pub type Race<'a> = Option<(&'a Rc<Balancer>, Duration)>;
+
+/// What was seen.
+pub enum Seen<T> {
+    /// The client's octets decided. The server is there if it was connected to meanwhile.
+    Client(T, Option<TcpUpstream>),
+    /// The server spoke first (or closed).
+    Server(TcpUpstream),
+    /// Nobody said anything in time.
+    Silence(Option<TcpUpstream>),
+    /// The client went away.
+    Ended,
+}
+
+/// HTTP or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// Anything else.
+    Opaque,
+}
+
+/// TLS or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hello {
+    /// A ClientHello with this server name.
+    Tls(Option<String>),
+    /// Anything else.
+    Plain,
+}
+
+/// Looks for HTTP.
+///
+/// # Errors
+/// The client's connection broke.
+pub async fn protocol(io: &Io, limit: Option<Duration>, race: Race<'_>) -> io::Result<Seen<Protocol>> {
+    let decide = |octets: &[u8]| match detect(octets) {
+        Detected::H1 => Some(Protocol::Http1),
+        Detected::H2 => Some(Protocol::Http2),
+        Detected::Tls | Detected::Unknown => Some(Protocol::Opaque),
+        Detected::NeedMore => (octets.len() >= HTTP_LIMIT).then_some(Protocol::Opaque),
+    };
+    Box::pin(look(io, limit, race, decide)).await
+}
+
+/// Looks for TLS.
+///
+/// # Errors
+/// The client's connection broke.
+pub async fn hello(io: &Io, limit: Option<Duration>, race: Race<'_>) -> io::Result<Seen<Hello>> {
+    let decide = |octets: &[u8]| match client_hello(octets) {
+        ClientHello::NeedMore => None,
+        ClientHello::NotTls => Some(Hello::Plain),
+        ClientHello::Hello { sni, .. } => Some(Hello::Tls(sni)),
+    };
+    Box::pin(look(io, limit, race, decide)).await
+}
+
+async fn look<T>(
+    io: &Io,
+    limit: Option<Duration>,
+    race: Race<'_>,
+    decide: impl Fn(&[u8]) -> Option<T>,
+) -> io::Result<Seen<T>> {
+    let mut seen = Vec::new();
+    let mut server: Option<TcpUpstream> = None;
+    let mut dialling: Option<Dialling<'_>> = None;
+    let mut race = race;
+    let give_up = async {
+        match limit {
+            Some(limit) => sleep(limit).await,
+            None => pending().await,
+        }
+    };
+    let silence = sleep(SILENCE);
+    tokio::pin!(give_up, silence);
+    let outcome = loop {
+        tokio::select! {
+            biased;
+            read = read_some(io, &mut seen) => {
+                if read? == 0 {
+                    break Seen::Ended;
+                }
+                // A client that speaks needs no race.
+                race = None;
+                if let Some(decision) = decide(&seen) {
+                    break Seen::Client(decision, server);
+                }
+            }
+            () = &mut silence, if race.is_some() => {
+                if let Some((balancer, limit)) = race.take() {
+                    dialling = Some(Box::pin(balancer.connect(limit)));
+                }
+            }
+            dialled = join(&mut dialling), if dialling.is_some() => {
+                dialling = None;
+                server = dialled.ok();
+            }
+            () = speaks(&server), if server.is_some() => {
+                match server.take() {
+                    Some(server) if seen.is_empty() => break Seen::Server(server),
+                    // The client has begun to speak: what the server says comes after that.
+                    _ => {}
+                }
+            }
+            () = &mut give_up => break Seen::Silence(server),
+        }
+    };
+    io.unread(&seen);
+    Ok(outcome)
+}
+
+type Dialling<'a> = Pin<Box<dyn Future<Output = Result<TcpUpstream, String>> + 'a>>;
+
+async fn join(future: &mut Option<Dialling<'_>>) -> Result<TcpUpstream, String> {
+    match future {
+        Some(future) => future.as_mut().await,
+        None => pending().await,
+    }
+}
+
+async fn read_some(io: &Io, seen: &mut Vec<u8>) -> io::Result<usize> {
+    poll_fn(|cx| {
+        let mut input = Input::take();
+        io.poll_read(cx, &mut input).map_ok(|n| {
+            seen.extend_from_slice(input.octets());
+            n
+        })
+    })
+    .await
+}
+
+/// Waits until the server has said something, or has ended.
+async fn speaks(server: &Option<TcpUpstream>) {
+    let Some(io) = server.as_ref().and_then(TcpUpstream::io) else { return pending().await };
+    let mut said = Vec::new();
+    // An error or an end shows again when the relay reads.
+    let _ = read_some(io, &mut said).await;
+    io.unread(&said);
+}
+
+/// Reads the transport header at the front of a connection.
+///
+/// # Errors
+/// There is none in time, or it is malformed.
+pub async fn transport_header(io: &Io, limit: Duration) -> io::Result<TransportHeader> {
+    let read = async {
+        let mut seen = Vec::new();
+        loop {
+            match TransportHeader::decode(&seen) {
+                Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+                Ok(Some((used, header))) => {
+                    io.unread(seen.get(used..).unwrap_or_default());
+                    return Ok(header);
+                }
+                Ok(None) => {}
+            }
+            if read_some(io, &mut seen).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    };
+    timeout(limit, read).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}

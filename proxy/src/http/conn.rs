@@ -1,0 +1,734 @@
+//! One HTTP connection: a codec over a transport, and the exchanges on it.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+    rc::{Rc, Weak},
+    task::{Context, Waker},
+    time::Duration,
+};
+
+use weft_wire::{
+    Headers, Limits, Request, Response, Version,
+    h1::{self, Framing},
+    h2::{self, Reason, SendError, StreamId},
+};
+
+use super::{Exchange, Router, client, server};
+use crate::{
+    io::{Io, give_buffer, take_buffer},
+    upstream::Upstream,
+    worker::{Due, Worker},
+};
+
+/// Octets of HTTP/1 output that wait, beyond which the source is paused.
+const HIGH: usize = 256 * 1024;
+/// Octets of HTTP/1 output at which a paused source goes on.
+const LOW: usize = 64 * 1024;
+
+/// Whose connection it is.
+pub enum Role {
+    /// A client's. The router decides where its requests go.
+    Front(Rc<dyn Router>),
+    /// A server's.
+    Back(Weak<Upstream>),
+}
+
+/// The server's end of HTTP/1.
+pub(super) struct Server1 {
+    pub(super) decoder: h1::RequestDecoder,
+    /// The present request's body has not ended.
+    pub(super) receiving: bool,
+    /// Octets of a body that nobody wants any more.
+    pub(super) discarded: usize,
+    method: Vec<u8>,
+    version: Version,
+    /// Of the response under way.
+    framing: Framing,
+    keep_alive: bool,
+    /// The response that switches protocols was sent.
+    pub(super) tunnel: bool,
+}
+
+/// The client's end of HTTP/1.
+pub(super) struct Client1 {
+    pub(super) decoder: h1::ResponseDecoder,
+    /// Of the request under way.
+    framing: Framing,
+    /// The present request's body has not ended.
+    sending: bool,
+    /// The present response has not ended.
+    pub(super) receiving: bool,
+    /// Requests sent so far.
+    requests: u64,
+}
+
+pub(super) enum Codec {
+    Server1(Box<Server1>),
+    Client1(Box<Client1>),
+    H2(Box<h2::Connection>),
+}
+
+/// How far the end of a connection is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Closing {
+    /// Open.
+    No,
+    /// No new exchange; closes when the last one ends.
+    WhenIdle,
+    /// Closes once the output is written.
+    Flush,
+    /// Closes at once, by a reset: what was sent is not all.
+    Abort,
+}
+
+/// One HTTP connection.
+pub struct Conn {
+    pub(crate) io: Rc<Io>,
+    pub(super) worker: Rc<Worker>,
+    pub(super) role: Role,
+    pub(super) codec: RefCell<Codec>,
+    pub(super) streams: RefCell<Streams>,
+    /// HTTP/1: input that was not decoded yet.
+    pub(super) rest: RefCell<Vec<u8>>,
+    /// HTTP/1: output of this turn.
+    out: RefCell<Vec<u8>>,
+    /// HTTP/1: the exchange that waits for this connection's output to shrink.
+    blocked: RefCell<Option<Rc<Exchange>>>,
+    pub(super) paused: Cell<bool>,
+    pub(super) closing: Cell<Closing>,
+    dirty: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+    /// Where a switched connection continues.
+    pub(super) tunnel: RefCell<Option<(Rc<Io>, Vec<u8>)>>,
+    /// Something was read since the last look.
+    pub(super) active: Cell<bool>,
+    pub(super) ping_sent: Cell<bool>,
+}
+
+impl Conn {
+    fn new(io: Rc<Io>, worker: &Rc<Worker>, role: Role, codec: Codec) -> Rc<Self> {
+        Rc::new(Self {
+            io,
+            worker: worker.clone(),
+            role,
+            codec: RefCell::new(codec),
+            streams: RefCell::default(),
+            rest: RefCell::default(),
+            out: RefCell::default(),
+            blocked: RefCell::default(),
+            paused: Cell::new(false),
+            closing: Cell::new(Closing::No),
+            dirty: Cell::new(false),
+            waker: RefCell::default(),
+            tunnel: RefCell::default(),
+            active: Cell::new(false),
+            ping_sent: Cell::new(false),
+        })
+    }
+
+    /// A client's connection.
+    pub fn front(io: impl Into<Rc<Io>>, worker: &Rc<Worker>, version: Version, router: Rc<dyn Router>) -> Rc<Self> {
+        let limits = worker.server_limits(router.direction());
+        let codec = if version == Version::H2 {
+            Codec::H2(Box::new(h2::Connection::server(limits)))
+        } else {
+            Codec::Server1(Box::new(Server1 {
+                decoder: h1::RequestDecoder::new(limits),
+                receiving: false,
+                discarded: 0,
+                method: Vec::new(),
+                version: Version::H11,
+                framing: Framing::None,
+                keep_alive: true,
+                tunnel: false,
+            }))
+        };
+        let conn = Self::new(io.into(), worker, Role::Front(router), codec);
+        conn.touch();
+        conn
+    }
+
+    /// A connection to a server.
+    pub fn back(io: Io, worker: &Rc<Worker>, h2: bool, limits: &Limits, upstream: &Rc<Upstream>) -> Rc<Self> {
+        let codec = if h2 {
+            Codec::H2(Box::new(h2::Connection::client(limits)))
+        } else {
+            Codec::Client1(Box::new(Client1 {
+                decoder: h1::ResponseDecoder::new(limits),
+                framing: Framing::None,
+                sending: false,
+                receiving: false,
+                requests: 0,
+            }))
+        };
+        let conn = Self::new(Rc::new(io), worker, Role::Back(Rc::downgrade(upstream)), codec);
+        conn.touch();
+        conn
+    }
+
+    /// True for HTTP/2.
+    pub fn is_h2(&self) -> bool {
+        matches!(&*self.codec.borrow(), Codec::H2(_))
+    }
+
+    pub(super) fn router(&self) -> Option<&Rc<dyn Router>> {
+        match &self.role {
+            Role::Front(router) => Some(router),
+            Role::Back(_) => None,
+        }
+    }
+
+    pub(super) fn upstream(&self) -> Option<Rc<Upstream>> {
+        match &self.role {
+            Role::Front(_) => None,
+            Role::Back(upstream) => upstream.upgrade(),
+        }
+    }
+
+    // The owner's task.
+
+    pub(super) fn set_waker(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+    }
+
+    /// Has the owner look at the connection again.
+    pub fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    fn touch(self: &Rc<Self>) {
+        if !self.dirty.replace(true) {
+            self.worker.flush_later(self.clone());
+        }
+    }
+
+    /// Writes what the codec has to write.
+    pub fn flush(self: &Rc<Self>) {
+        self.dirty.set(false);
+        loop {
+            if self.io.backlog() > 0 {
+                // The owner waits for the socket and comes back here.
+                return self.wake();
+            }
+            let mut codec = self.codec.borrow_mut();
+            let mut h1_out;
+            let (out, mut h2) = match &mut *codec {
+                Codec::H2(h2) => {
+                    if h2.output().is_empty() {
+                        break;
+                    }
+                    h1_out = std::mem::take(h2.output());
+                    (&mut h1_out, Some(h2))
+                }
+                Codec::Server1(_) | Codec::Client1(_) => {
+                    h1_out = std::mem::take(&mut *self.out.borrow_mut());
+                    if h1_out.is_empty() {
+                        break;
+                    }
+                    (&mut h1_out, None)
+                }
+            };
+            let done = self.io.write(out);
+            give_buffer(std::mem::take(out));
+            match (&mut h2, done) {
+                (Some(h2), true) => h2.pump(),
+                (_, false) => {}
+                (None, true) => break,
+            }
+        }
+        self.events_of_output();
+        if self.closing.get() != Closing::No || self.io.is_broken() {
+            self.wake();
+        }
+    }
+
+    /// What the codec has to say after its output was taken, and whom that lets go on.
+    fn events_of_output(self: &Rc<Self>) {
+        if self.is_h2() {
+            match &self.role {
+                Role::Front(_) => server::h2_input(self, &[]),
+                Role::Back(_) => client::h2_input(self, &[]),
+            }
+        } else if self.h1_backlog() <= LOW {
+            let exchange = self.blocked.borrow_mut().take();
+            if let Some(exchange) = exchange {
+                match &self.role {
+                    Role::Front(_) => exchange.resume_response(),
+                    Role::Back(_) => exchange.resume_request(),
+                }
+            }
+        }
+    }
+
+    fn h1_backlog(&self) -> usize {
+        self.io.backlog() + self.out.borrow().len()
+    }
+
+    // Streams.
+
+    pub(super) fn stream(&self, id: StreamId) -> Option<Rc<Exchange>> {
+        self.streams.borrow().get(id).cloned()
+    }
+
+    pub(super) fn insert(&self, id: StreamId, exchange: Rc<Exchange>) {
+        self.streams.borrow_mut().insert(id, exchange);
+    }
+
+    pub(super) fn remove(&self, id: StreamId) -> Option<Rc<Exchange>> {
+        self.streams.borrow_mut().remove(id)
+    }
+
+    /// Exchanges on this connection.
+    pub fn load(&self) -> usize {
+        self.streams.borrow().len()
+    }
+
+    // What exchanges ask for.
+
+    /// Sends a request's head: the stream it got.
+    pub(super) fn send_request(self: &Rc<Self>, head: &Request, end: bool) -> Result<StreamId, SendError> {
+        if self.closing.get() != Closing::No || self.io.is_broken() {
+            return Err(SendError::GoingAway);
+        }
+        let id = match &mut *self.codec.borrow_mut() {
+            Codec::H2(h2) => {
+                ready_output(h2);
+                h2.send_request(head, end)?
+            }
+            Codec::Client1(c) => {
+                if c.sending || c.receiving || !c.decoder.is_idle() {
+                    return Err(SendError::Busy);
+                }
+                c.framing = h1::request_framing(head, end);
+                c.sending = !end;
+                c.receiving = true;
+                c.requests += 1;
+                c.decoder.expect(&head.method);
+                h1::encode_request(head, c.framing, &mut h1_output(&self.out));
+                1
+            }
+            Codec::Server1(_) => return Err(SendError::GoingAway),
+        };
+        self.touch();
+        Ok(id)
+    }
+
+    /// Remembers what a response to this request must look like.
+    pub(super) fn note_request(&self, head: &Request, end: bool) {
+        if let Codec::Server1(s) = &mut *self.codec.borrow_mut() {
+            s.method.clear();
+            s.method.extend_from_slice(&head.method);
+            s.version = head.version;
+            s.receiving = !end;
+            s.discarded = 0;
+        }
+    }
+
+    /// Sends a 1xx head; HTTP/1.0 clients do not know them.
+    pub(super) fn send_informational(self: &Rc<Self>, id: StreamId, head: &Response) {
+        match &mut *self.codec.borrow_mut() {
+            Codec::H2(h2) => {
+                ready_output(h2);
+                h2.send_informational(id, head);
+            }
+            Codec::Server1(s) if s.version == Version::H11 => {
+                h1::encode_response(head, Framing::None, true, s.version, &mut h1_output(&self.out));
+            }
+            _ => return,
+        }
+        self.touch();
+    }
+
+    /// Sends the final head of a response.
+    pub(super) fn send_response(self: &Rc<Self>, id: StreamId, head: &Response, end: bool) {
+        match &mut *self.codec.borrow_mut() {
+            Codec::H2(h2) => {
+                ready_output(h2);
+                h2.send_response(id, head, end);
+            }
+            Codec::Server1(s) => {
+                s.framing = h1::response_framing(&s.method, head, end, s.version);
+                s.tunnel = head.status == 101 || (s.method == b"CONNECT" && (200..300).contains(&head.status));
+                s.keep_alive = s.decoder.keep_alive()
+                    && self.closing.get() == Closing::No
+                    && s.framing != Framing::UntilClose
+                    // A client that waits for 100 may or may not send its body now; the connection cannot tell.
+                    && !(s.receiving && s.decoder.expects_continue());
+                let keep_alive = s.keep_alive || s.tunnel;
+                h1::encode_response(head, s.framing, keep_alive, s.version, &mut h1_output(&self.out));
+            }
+            Codec::Client1(_) => return,
+        }
+        self.touch();
+    }
+
+    /// Sends a piece of a body.
+    pub(super) fn send_data(self: &Rc<Self>, id: StreamId, data: &[u8], end: bool) {
+        match &mut *self.codec.borrow_mut() {
+            Codec::H2(h2) => {
+                ready_output(h2);
+                h2.send_data(id, data, end);
+            }
+            codec => {
+                let framing = codec.h1_framing();
+                let mut out = h1_output(&self.out);
+                h1::encode_data(framing, data, &mut out);
+                if end {
+                    h1::encode_end(framing, None, &mut out);
+                    codec.h1_ended();
+                }
+            }
+        }
+        self.touch();
+    }
+
+    /// Ends a message, with trailers if there are any.
+    pub(super) fn send_end(self: &Rc<Self>, id: StreamId, trailers: Option<&Headers>) {
+        match &mut *self.codec.borrow_mut() {
+            Codec::H2(h2) => {
+                ready_output(h2);
+                match trailers {
+                    Some(trailers) => h2.send_trailers(id, trailers),
+                    None => h2.send_data(id, &[], true),
+                }
+            }
+            codec => {
+                h1::encode_end(codec.h1_framing(), trailers, &mut h1_output(&self.out));
+                codec.h1_ended();
+            }
+        }
+        self.touch();
+    }
+
+    /// Breaks a stream off. An HTTP/1 connection goes with it.
+    pub(super) fn reset(self: &Rc<Self>, id: StreamId, reason: Reason) {
+        self.remove(id);
+        match &mut *self.codec.borrow_mut() {
+            Codec::H2(h2) => {
+                ready_output(h2);
+                h2.reset(id, reason);
+            }
+            _ => self.closing.set(Closing::Abort),
+        }
+        self.touch();
+        self.wake();
+    }
+
+    /// Gives receive window back.
+    pub(super) fn release(self: &Rc<Self>, id: StreamId, octets: u32) {
+        if octets == 0 {
+            return;
+        }
+        if let Codec::H2(h2) = &mut *self.codec.borrow_mut() {
+            h2.release(id, octets);
+            if h2.output().is_empty() {
+                return;
+            }
+        }
+        self.touch();
+    }
+
+    /// True when the source of that stream should stop. `exchange` is told to resume it.
+    pub(super) fn is_full(&self, id: StreamId, exchange: &Rc<Exchange>) -> bool {
+        if let Codec::H2(h2) = &*self.codec.borrow() {
+            return h2.is_full(id);
+        }
+        let full = self.h1_backlog() > HIGH;
+        if full {
+            *self.blocked.borrow_mut() = Some(exchange.clone());
+        }
+        full
+    }
+
+    /// Octets of that stream which have not reached the connection's output.
+    pub(super) fn queued(&self, id: StreamId) -> usize {
+        match &*self.codec.borrow() {
+            Codec::H2(h2) => h2.queued(id),
+            _ => 0,
+        }
+    }
+
+    /// Stops reading (HTTP/1).
+    pub(super) fn pause(&self) {
+        self.paused.set(true);
+    }
+
+    /// Reads on.
+    pub(super) fn resume(&self) {
+        if self.paused.replace(false) {
+            self.wake();
+        }
+    }
+
+    /// An exchange is over, both ways.
+    pub(super) fn finished(self: &Rc<Self>, id: StreamId) {
+        self.remove(id);
+        self.blocked.borrow_mut().take();
+        let paused = self.paused.replace(false);
+        let mut codec = self.codec.borrow_mut();
+        match &mut *codec {
+            Codec::Server1(s) => {
+                if !s.keep_alive && !s.tunnel && self.closing.get() != Closing::Abort {
+                    self.closing.set(Closing::Flush);
+                }
+                // Without anything to do the owner sleeps on, until the next request comes.
+                if paused || s.tunnel || self.closing.get() != Closing::No || !self.rest.borrow().is_empty() {
+                    self.wake();
+                }
+            }
+            Codec::Client1(c) => {
+                let clean = !c.sending
+                    && !c.receiving
+                    && c.decoder.is_idle()
+                    && c.decoder.keep_alive()
+                    && self.rest.borrow().is_empty()
+                    && self.closing.get() == Closing::No
+                    && !self.io.is_broken();
+                drop(codec);
+                match self.upstream() {
+                    Some(upstream) if clean => upstream.put_idle(self),
+                    _ => self.close(),
+                }
+            }
+            Codec::H2(h2) => {
+                if self.closing.get() == Closing::WhenIdle && h2.streams() == 0 {
+                    self.closing.set(Closing::Flush);
+                    self.wake();
+                }
+                drop(codec);
+                if let Some(upstream) = self.upstream()
+                    && upstream.has_waiting()
+                {
+                    self.wake();
+                }
+            }
+        }
+    }
+
+    /// True when a failed request on this connection may be due to the server closing it at the same moment.
+    pub(super) fn is_reused(&self) -> bool {
+        match &*self.codec.borrow() {
+            Codec::Client1(c) => c.requests > 1,
+            Codec::H2(_) => true,
+            Codec::Server1(_) => false,
+        }
+    }
+
+    /// True when another stream can be opened.
+    pub fn can_open(&self) -> bool {
+        let open = match &*self.codec.borrow() {
+            Codec::H2(h2) => h2.can_open(),
+            Codec::Client1(c) => !c.sending && !c.receiving,
+            Codec::Server1(_) => false,
+        };
+        open && self.closing.get() == Closing::No && !self.io.is_broken()
+    }
+
+    /// No new exchanges on this connection, and it closes after the last: HTTP/2 clients are told by GOAWAY, HTTP/1
+    /// clients by `connection: close`.
+    pub fn drain(self: &Rc<Self>) {
+        if self.closing.get() != Closing::No {
+            return;
+        }
+        let idle = match &mut *self.codec.borrow_mut() {
+            Codec::H2(h2) => {
+                ready_output(h2);
+                h2.go_away(Reason::NO_ERROR);
+                h2.streams() == 0
+            }
+            Codec::Server1(s) => self.load() == 0 && !s.receiving && s.decoder.is_idle(),
+            Codec::Client1(_) => self.load() == 0,
+        };
+        // An idle HTTP/2 client may have sent a request already; it sees by GOAWAY that it was not looked at.
+        self.closing.set(if idle { Closing::Flush } else { Closing::WhenIdle });
+        self.touch();
+        self.wake();
+    }
+
+    /// Closes once the output is written.
+    pub fn close(self: &Rc<Self>) {
+        if self.closing.get() != Closing::Abort {
+            self.closing.set(Closing::Flush);
+        }
+        self.touch();
+        self.wake();
+    }
+
+    /// The present response is the last one.
+    pub(super) fn close_after_response(&self) {
+        if self.closing.get() == Closing::No {
+            self.closing.set(Closing::WhenIdle);
+        }
+    }
+
+    /// True when the codec has octets to write.
+    pub(super) fn has_output(&self) -> bool {
+        match &mut *self.codec.borrow_mut() {
+            Codec::H2(h2) => !h2.output().is_empty(),
+            _ => !self.out.borrow().is_empty(),
+        }
+    }
+
+    pub(super) fn touch_if_output(self: &Rc<Self>) {
+        if self.has_output() {
+            self.touch();
+        }
+    }
+
+    /// True without exchanges.
+    pub(super) fn is_idle(&self) -> bool {
+        self.load() == 0
+            && match &*self.codec.borrow() {
+                Codec::H2(h2) => h2.streams() == 0,
+                Codec::Server1(s) => !s.receiving,
+                Codec::Client1(_) => true,
+            }
+    }
+
+    /// Takes all exchanges away, when the connection is gone.
+    pub(super) fn take_streams(&self) -> Vec<Rc<Exchange>> {
+        self.blocked.borrow_mut().take();
+        self.streams.borrow_mut().take()
+    }
+
+    /// Begins to watch over a quiet HTTP/2 client, if configured.
+    pub(super) fn arm_keep_alive(self: &Rc<Self>) {
+        let Some(router) = self.router() else { return };
+        let side = self.worker.side(router.direction());
+        if let Some(interval) = side.http2_keepalive_interval.filter(|i| !i.is_zero())
+            && self.is_h2()
+        {
+            self.worker.after(interval, Due::Ping(Rc::downgrade(self)));
+        }
+    }
+
+    /// Pings a quiet HTTP/2 client; closes the connection of one that does not answer.
+    pub fn keep_alive(self: &Rc<Self>) {
+        let Some(router) = self.router() else { return };
+        let side = self.worker.side(router.direction());
+        let Some(interval) = side.http2_keepalive_interval else { return };
+        let timeout = side.http2_keepalive_timeout.unwrap_or(Duration::from_secs(20));
+        if self.active.replace(false) {
+            self.ping_sent.set(false);
+            self.worker.after(interval, Due::Ping(Rc::downgrade(self)));
+        } else if self.ping_sent.get() {
+            tracing::debug!(client = %self.io.peer(), "client does not answer pings");
+            self.closing.set(Closing::Abort);
+            self.wake();
+        } else {
+            if let Codec::H2(h2) = &mut *self.codec.borrow_mut() {
+                ready_output(h2);
+                h2.ping(*b"weftping");
+            }
+            self.ping_sent.set(true);
+            self.touch();
+            self.worker.after(timeout, Due::Ping(Rc::downgrade(self)));
+        }
+    }
+}
+
+impl Codec {
+    fn h1_framing(&self) -> Framing {
+        match self {
+            Self::Server1(s) => s.framing,
+            Self::Client1(c) => c.framing,
+            Self::H2(_) => Framing::None,
+        }
+    }
+
+    fn h1_ended(&mut self) {
+        match self {
+            Self::Client1(c) => c.sending = false,
+            Self::Server1(_) | Self::H2(_) => {}
+        }
+    }
+}
+
+/// Lends the codec a buffer for its output, if it has none.
+fn ready_output(h2: &mut h2::Connection) {
+    let out = h2.output();
+    if out.capacity() == 0 {
+        *out = take_buffer();
+    }
+}
+
+fn h1_output(out: &RefCell<Vec<u8>>) -> std::cell::RefMut<'_, Vec<u8>> {
+    let mut out = out.borrow_mut();
+    if out.capacity() == 0 {
+        *out = take_buffer();
+    }
+    out
+}
+
+/// The exchanges of a connection: most have one at a time.
+#[derive(Default)]
+pub(super) struct Streams {
+    one: Option<(StreamId, Rc<Exchange>)>,
+    more: HashMap<StreamId, Rc<Exchange>, BuildHasherDefault<IdHasher>>,
+}
+
+impl Streams {
+    fn get(&self, id: StreamId) -> Option<&Rc<Exchange>> {
+        match &self.one {
+            Some((one, exchange)) if *one == id => Some(exchange),
+            _ => self.more.get(&id),
+        }
+    }
+
+    fn insert(&mut self, id: StreamId, exchange: Rc<Exchange>) {
+        if self.one.is_none() {
+            self.one = Some((id, exchange));
+        } else {
+            self.more.insert(id, exchange);
+        }
+    }
+
+    fn remove(&mut self, id: StreamId) -> Option<Rc<Exchange>> {
+        match &self.one {
+            Some((one, _)) if *one == id => self.one.take().map(|(_, e)| e),
+            _ => {
+                let removed = self.more.remove(&id);
+                // A burst's memory does not stay.
+                if self.more.is_empty() && self.more.capacity() > 256 {
+                    self.more = HashMap::default();
+                }
+                removed
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        usize::from(self.one.is_some()) + self.more.len()
+    }
+
+    fn take(&mut self) -> Vec<Rc<Exchange>> {
+        self.one.take().map(|(_, e)| e).into_iter().chain(std::mem::take(&mut self.more).into_values()).collect()
+    }
+}
+
+/// Spreads stream identifiers, which a peer cannot choose freely: they only grow.
+#[derive(Default)]
+pub(super) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, octets: &[u8]) {
+        for &b in octets {
+            self.write_u32(u32::from(b));
+        }
+    }
+
+    fn write_u32(&mut self, n: u32) {
+        self.0 = (self.0 ^ u64::from(n)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+}

@@ -1,0 +1,779 @@
+//! One request and its response, between a stream of a client's connection and one of a server's.
+
+use std::{cell::RefCell, rc::Rc, time::Instant};
+
+use weft_wire::{
+    Headers, Request, Response, Version,
+    h2::{Reason, StreamId},
+};
+
+use super::{Conn, Failure, Kind, headers};
+use crate::{
+    io::Io,
+    metrics::{Direction, RequestMetrics, ResponseClass},
+    policy::{HeaderChange, Queue, Timeouts},
+    timer::Key,
+    upstream::{Balancer, Upstream},
+    worker::{Due, Worker},
+};
+
+/// Octets of a body that are held while there is no connection to send them on; then the client is paused.
+const HOLD: usize = 64 * 1024;
+/// Endpoints that a request is tried on at most, as long as none has seen it.
+const ATTEMPTS: u8 = 8;
+
+/// Where a request goes and what applies to it.
+pub struct Plan {
+    /// The endpoints to choose from.
+    pub to: Rc<Balancer>,
+    /// What holds while none is ready.
+    pub queue: Queue,
+    /// Limits in time.
+    pub timeouts: Timeouts,
+    /// Changes to the response.
+    pub response: Vec<HeaderChange>,
+    /// The request came over HTTP/2 and was HTTP/1 originally.
+    pub downgraded: bool,
+    /// The identity that the endpoint must have.
+    pub require_identity: Option<Vec<u8>>,
+    /// Where to count; by endpoint if not set.
+    pub metrics: Option<Rc<RequestMetrics>>,
+}
+
+/// Decides where the requests of a client's connection go.
+pub trait Router {
+    /// Which side of the proxy this is.
+    fn direction(&self) -> Direction;
+    /// True when the proxy's own responses may say why.
+    fn emits_reasons(&self) -> bool;
+    /// Chooses a request's destination, and changes its head.
+    fn route(&self, head: &mut Request) -> Result<Plan, Failure>;
+}
+
+/// The kind of connection that a request needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Want {
+    /// A stream of an HTTP/2 connection.
+    H2,
+    /// An HTTP/1 connection.
+    H1,
+    /// An HTTP/1 connection of its own, which may become a tunnel.
+    Tunnel,
+}
+
+/// How a server was lost.
+pub struct Lost {
+    /// The code, if the stream was reset.
+    pub reset: Option<Reason>,
+    /// The server says, or it is certain, that the request was not processed.
+    pub unprocessed: bool,
+    /// One line.
+    pub message: String,
+}
+
+/// Where the request is.
+enum Stage {
+    /// It waits for an endpoint or a connection.
+    Waiting,
+    /// It is, or was, sent on a stream of that connection.
+    Sent { conn: Rc<Conn>, id: StreamId },
+    /// The server is gone; what the client still sends is dropped.
+    Discarding,
+}
+
+struct State {
+    stage: Stage,
+    /// Kept until the response begins, in case the request has to be sent again.
+    head: Option<Box<Request>>,
+    plan: Option<Plan>,
+    upstream: Option<Rc<Upstream>>,
+    /// Body that came before there was a connection, and the window it cost.
+    held: Vec<u8>,
+    held_flow: u32,
+    /// The client has ended the request, with these trailers.
+    ended: Option<Option<Headers>>,
+    /// The end was handed to the server (or dropped).
+    request_done: bool,
+    body_sent: bool,
+    /// Window that is given back when the server, or the client, has taken more.
+    owed_request: u32,
+    owed_response: u32,
+    /// 0 before the response.
+    status: u16,
+    grpc_status: Option<u32>,
+    response_done: bool,
+    recorded: bool,
+    pending_load: bool,
+    attempts: u8,
+    metrics: Option<Rc<RequestMetrics>>,
+    timer: Option<Key>,
+    queue_timer: Option<Key>,
+    finished: bool,
+}
+
+/// One request and its response.
+pub struct Exchange {
+    worker: Rc<Worker>,
+    front: Rc<Conn>,
+    id: StreamId,
+    started: Instant,
+    grpc: bool,
+    direction: Direction,
+    state: RefCell<State>,
+}
+
+impl Exchange {
+    /// A request has arrived: finds out where it goes and sends it there, or answers it.
+    pub fn start(front: &Rc<Conn>, id: StreamId, mut head: Request, end: bool) {
+        let Some(router) = front.router() else { return };
+        front.note_request(&head, end);
+        headers::refuse_h2c(&mut head.headers);
+        let direction = router.direction();
+        let worker = front.worker.clone();
+        let exchange = Rc::new(Self {
+            grpc: head.version == Version::H2 && headers::is_grpc(&head.headers),
+            worker,
+            front: front.clone(),
+            id,
+            started: Instant::now(),
+            direction,
+            state: RefCell::new(State {
+                stage: Stage::Waiting,
+                head: None,
+                plan: None,
+                upstream: None,
+                held: Vec::new(),
+                held_flow: 0,
+                ended: end.then_some(None),
+                request_done: false,
+                body_sent: false,
+                owed_request: 0,
+                owed_response: 0,
+                status: 0,
+                grpc_status: None,
+                response_done: false,
+                recorded: false,
+                pending_load: false,
+                attempts: 0,
+                metrics: None,
+                timer: None,
+                queue_timer: None,
+                finished: false,
+            }),
+        });
+        front.insert(id, exchange.clone());
+        if !exchange.worker.enter(direction) {
+            let failure = Failure::new(Kind::LoadShed, "too many requests in flight in this proxy");
+            return exchange.fail(&failure);
+        }
+        match router.route(&mut head) {
+            Err(failure) => exchange.fail(&failure),
+            Ok(plan) => {
+                {
+                    let mut s = exchange.state.borrow_mut();
+                    if let Some(metrics) = &plan.metrics {
+                        metrics.request();
+                        s.metrics = Some(metrics.clone());
+                    }
+                    if let Some(limit) = plan.timeouts.request {
+                        s.timer = Some(exchange.worker.after(limit, Due::Request(exchange.clone())));
+                    }
+                    s.head = Some(Box::new(head));
+                    s.plan = Some(plan);
+                }
+                if end {
+                    exchange.arm_response_timeout();
+                }
+                exchange.dispatch();
+            }
+        }
+    }
+
+    /// Looks for an endpoint.
+    pub fn dispatch(self: &Rc<Self>) {
+        let (to, queue) = match &self.state.borrow().plan {
+            Some(plan) => (plan.to.clone(), plan.queue),
+            None => return,
+        };
+        to.submit(self, queue);
+    }
+
+    // What upstreams and balancers ask and tell.
+
+    /// The kind of connection that this request needs to an endpoint that takes HTTP/1 requests as HTTP/2, or not.
+    pub fn want(&self, endpoint_h2: bool) -> Want {
+        match &self.state.borrow().head {
+            Some(head) if headers::is_upgrade(head) => Want::Tunnel,
+            Some(head) if head.version == Version::H2 || endpoint_h2 => Want::H2,
+            _ => Want::H1,
+        }
+    }
+
+    /// True while it waits for an endpoint or a connection.
+    pub fn is_waiting(&self) -> bool {
+        let s = self.state.borrow();
+        matches!(s.stage, Stage::Waiting) && !s.finished && s.status == 0 && s.plan.is_some()
+    }
+
+    /// The identity that the client requires of the endpoint.
+    pub fn requires_identity(&self) -> Option<Vec<u8>> {
+        self.state.borrow().plan.as_ref()?.require_identity.clone()
+    }
+
+    /// It waits for an endpoint: until then, at the latest.
+    pub fn set_queue_timer(&self, key: Key) {
+        self.state.borrow_mut().queue_timer = Some(key);
+    }
+
+    /// It waits no longer.
+    pub fn clear_queue_timer(&self) {
+        let key = self.state.borrow_mut().queue_timer.take();
+        if let Some(key) = key {
+            self.worker.timers.cancel(key);
+        }
+    }
+
+    /// Sends the request on that connection. False when the connection takes none; nothing was sent then.
+    pub fn bind(self: &Rc<Self>, conn: &Rc<Conn>, upstream: &Rc<Upstream>) -> bool {
+        let (held, ended, id) = {
+            let mut s = self.state.borrow_mut();
+            let s = &mut *s;
+            let Some(head) = &mut s.head else { return false };
+            if conn.is_h2() && head.version != Version::H2 {
+                headers::upgrade_request(head);
+            } else if !conn.is_h2() {
+                if s.attempts > 0 {
+                    headers::forget_upgrade(head);
+                }
+                if head.authority.is_empty() {
+                    head.authority.extend_from_slice(upstream.endpoint.addr.to_string().as_bytes());
+                }
+            }
+            if let Some(authority) = &upstream.endpoint.authority_override {
+                head.authority.clear();
+                head.authority.extend_from_slice(authority.as_bytes());
+            }
+            let end = matches!(s.ended, Some(None)) && s.held.is_empty();
+            let Ok(id) = conn.send_request(head, end) else { return false };
+            s.stage = Stage::Sent { conn: conn.clone(), id };
+            if s.metrics.is_none() {
+                let metrics = upstream.requests();
+                metrics.request();
+                s.metrics = Some(metrics);
+            }
+            upstream.load.begin();
+            s.pending_load = true;
+            s.upstream = Some(upstream.clone());
+            s.request_done |= end;
+            (std::mem::take(&mut s.held), s.ended.clone().filter(|_| !end), id)
+        };
+        conn.insert(id, self.clone());
+        self.clear_queue_timer();
+        let flow = {
+            let mut s = self.state.borrow_mut();
+            s.body_sent |= !held.is_empty();
+            s.request_done |= ended.is_some();
+            std::mem::take(&mut s.held_flow)
+        };
+        if !held.is_empty() {
+            conn.send_data(id, &held, matches!(ended, Some(None)));
+        }
+        match &ended {
+            Some(Some(trailers)) => conn.send_end(id, Some(trailers)),
+            Some(None) if held.is_empty() => conn.send_end(id, None),
+            _ => {}
+        }
+        if self.state.borrow().request_done {
+            self.arm_response_timeout();
+        }
+        if conn.is_full(id, self) {
+            self.state.borrow_mut().owed_request += flow;
+        } else {
+            self.front.release(self.id, flow);
+            self.front.resume();
+        }
+        true
+    }
+
+    /// The endpoint could not be connected to: another one is tried, if there is one.
+    pub fn connect_failed(self: &Rc<Self>, failure: &Failure) {
+        if !self.is_waiting() {
+            return;
+        }
+        let again = {
+            let mut s = self.state.borrow_mut();
+            s.attempts += 1;
+            s.attempts < ATTEMPTS && s.plan.as_ref().is_some_and(|p| p.to.has_ready())
+        };
+        if again { self.dispatch() } else { self.fail(failure) }
+    }
+
+    /// It has waited too long for an endpoint.
+    pub fn failfast(self: &Rc<Self>) {
+        self.state.borrow_mut().queue_timer = None;
+        if !self.is_waiting() {
+            return;
+        }
+        let message = match &self.state.borrow().plan {
+            Some(plan) => plan.to.give_up(self),
+            None => return,
+        };
+        self.fail(&Failure::new(Kind::Failfast, message));
+    }
+
+    /// A time limit of the policy has passed.
+    pub fn timed_out(self: &Rc<Self>) {
+        self.state.borrow_mut().timer = None;
+        self.fail(&Failure::new(
+            Kind::Timeout,
+            format!("{}: no complete response within the route's time limit", self.whom()),
+        ));
+    }
+
+    fn whom(&self) -> String {
+        let s = self.state.borrow();
+        match (&s.upstream, &s.plan) {
+            (Some(upstream), _) => format!("endpoint {}", upstream.endpoint.addr),
+            (None, Some(plan)) => plan.to.name().to_string(),
+            (None, None) => "request".into(),
+        }
+    }
+
+    // What the client's side tells.
+
+    /// A piece of the request's body. True when the client is to be paused.
+    pub fn request_data(self: &Rc<Self>, data: &[u8], flow: u32, end: bool) -> bool {
+        let sent = {
+            let mut s = self.state.borrow_mut();
+            let s = &mut *s;
+            if end {
+                s.ended = Some(None);
+            }
+            match &s.stage {
+                Stage::Waiting if !s.finished => {
+                    s.held.extend_from_slice(data);
+                    s.held_flow += flow;
+                    return s.held.len() >= HOLD;
+                }
+                Stage::Sent { conn, id } => {
+                    s.body_sent = true;
+                    s.request_done |= end;
+                    Some((conn.clone(), *id))
+                }
+                _ => {
+                    s.request_done |= end;
+                    None
+                }
+            }
+        };
+        let Some((conn, id)) = sent else {
+            self.front.release(self.id, flow);
+            if end {
+                self.settle();
+            }
+            return false;
+        };
+        conn.send_data(id, data, end);
+        if end {
+            self.arm_response_timeout();
+            self.front.release(self.id, flow);
+            self.settle();
+            return false;
+        }
+        if conn.is_full(id, self) {
+            self.state.borrow_mut().owed_request += flow;
+            return true;
+        }
+        self.front.release(self.id, flow);
+        false
+    }
+
+    /// The request ends, with trailers if there are any.
+    pub fn request_end(self: &Rc<Self>, trailers: Option<Headers>) {
+        let sent = {
+            let mut s = self.state.borrow_mut();
+            let s = &mut *s;
+            if s.request_done {
+                return;
+            }
+            match &s.stage {
+                Stage::Waiting => {
+                    s.ended = Some(trailers);
+                    return;
+                }
+                Stage::Sent { conn, id } => {
+                    s.request_done = true;
+                    Some((conn.clone(), *id))
+                }
+                Stage::Discarding => {
+                    s.request_done = true;
+                    None
+                }
+            }
+        };
+        if let Some((conn, id)) = sent {
+            conn.send_end(id, trailers.as_ref());
+        }
+        self.arm_response_timeout();
+        self.settle();
+    }
+
+    /// The client is gone, or has cancelled.
+    pub fn client_gone(self: &Rc<Self>, why: &'static str) {
+        self.front.remove(self.id);
+        self.record(ResponseClass::Error(why));
+        self.leave_server(Reason::CANCEL);
+        self.finish();
+    }
+
+    /// The server's connection takes more: the client goes on.
+    pub fn resume_request(self: &Rc<Self>) {
+        let owed = std::mem::take(&mut self.state.borrow_mut().owed_request);
+        self.front.release(self.id, owed);
+        self.front.resume();
+    }
+
+    // What the server's side tells.
+
+    /// A 1xx head.
+    pub fn response_informational(self: &Rc<Self>, head: &Response) {
+        if self.state.borrow().status == 0 {
+            self.front.send_informational(self.id, head);
+        }
+    }
+
+    /// The final head of the response.
+    pub fn response_head(self: &Rc<Self>, mut head: Response, end: bool) {
+        {
+            let mut s = self.state.borrow_mut();
+            let s = &mut *s;
+            if s.status != 0 || s.finished {
+                return;
+            }
+            s.status = head.status;
+            s.head = None;
+            if self.grpc {
+                s.grpc_status = headers::grpc_status(&head.headers);
+            }
+            if let Some(metrics) = &s.metrics {
+                metrics.latency(head.status, self.started.elapsed());
+            }
+            if let Some(plan) = &s.plan {
+                for change in &plan.response {
+                    change.apply(&mut head.headers);
+                }
+                if plan.downgraded {
+                    headers::upgrade_response(&mut head);
+                }
+            }
+        }
+        if self.direction == Direction::Outbound {
+            let meshed = self.state.borrow().upstream.as_ref().is_some_and(|u| u.endpoint.identity.is_some());
+            if headers::downgrade_response(&mut head, meshed) {
+                self.front.drain();
+            }
+        }
+        self.front.send_response(self.id, &head, end);
+        if end {
+            self.response_ended();
+        }
+    }
+
+    /// A piece of the response's body. True when the server is to be paused.
+    pub fn response_data(self: &Rc<Self>, data: &[u8], flow: u32, end: bool) -> bool {
+        self.settle_load();
+        self.front.send_data(self.id, data, end);
+        if end {
+            self.release_back(flow);
+            self.response_ended();
+            return false;
+        }
+        if self.front.is_full(self.id, self) {
+            self.state.borrow_mut().owed_response += flow;
+            return true;
+        }
+        self.release_back(flow);
+        false
+    }
+
+    /// The response ends, with trailers if there are any.
+    pub fn response_end(self: &Rc<Self>, trailers: Option<&Headers>) {
+        if self.grpc
+            && let Some(status) = trailers.and_then(headers::grpc_status)
+        {
+            self.state.borrow_mut().grpc_status = Some(status);
+        }
+        self.front.send_end(self.id, trailers);
+        self.response_ended();
+    }
+
+    /// The server, or its connection, is gone.
+    pub fn server_gone(self: &Rc<Self>, lost: &Lost) {
+        enum Then {
+            Nothing,
+            Again,
+            Discard,
+            Propagate(Reason),
+            Fail,
+        }
+        let then = {
+            let mut s = self.state.borrow_mut();
+            let s = &mut *s;
+            let Stage::Sent { conn, .. } = &s.stage else { return };
+            let reused = conn.is_reused();
+            let both_h2 =
+                self.front.is_h2() && conn.is_h2() && s.head.as_ref().is_none_or(|h| h.version == Version::H2);
+            let safe = s.head.as_ref().is_some_and(|h| matches!(&*h.method, b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE"));
+            s.stage = Stage::Discarding;
+            if s.finished {
+                Then::Nothing
+            } else if s.response_done {
+                Then::Discard
+            } else if s.status == 0
+                && s.head.is_some()
+                && !s.body_sent
+                && s.attempts + 1 < ATTEMPTS
+                && (lost.unprocessed || (safe && reused && lost.reset.is_none()))
+            {
+                s.attempts += 1;
+                s.stage = Stage::Waiting;
+                // What was sent has to be sent again.
+                if s.request_done {
+                    s.request_done = false;
+                    s.ended.get_or_insert(None);
+                }
+                Then::Again
+            } else if let Some(reason) = lost.reset.filter(|_| both_h2 || s.status != 0) {
+                Then::Propagate(reason)
+            } else if s.status != 0 {
+                Then::Propagate(Reason::INTERNAL_ERROR)
+            } else {
+                Then::Fail
+            }
+        };
+        match then {
+            Then::Nothing => {}
+            Then::Again => {
+                self.drop_load();
+                self.state.borrow_mut().upstream = None;
+                self.dispatch();
+            }
+            Then::Discard => self.settle(),
+            Then::Propagate(reason) => {
+                let class = lost.reset.map_or("unclassified", Reason::name);
+                tracing::debug!(client = %self.front.io.peer(), "{}: {}", self.whom(), lost.message);
+                self.record(ResponseClass::Error(class));
+                self.front.reset(self.id, reason);
+                self.finish();
+            }
+            Then::Fail => {
+                let message = format!("{}: {}", self.whom(), lost.message);
+                self.fail(&Failure::new(Kind::Io, message));
+            }
+        }
+    }
+
+    /// The server has switched protocols: what follows on both connections is passed through.
+    pub fn tunnel(self: &Rc<Self>, head: Response, back: Rc<Io>, rest: Vec<u8>) {
+        self.response_head(head, false);
+        *self.front.tunnel.borrow_mut() = Some((back, rest));
+        {
+            let mut s = self.state.borrow_mut();
+            s.stage = Stage::Discarding;
+            s.response_done = true;
+            s.request_done = true;
+        }
+        self.record(ResponseClass::Http);
+        self.finish();
+        self.front.wake();
+    }
+
+    /// The client's connection takes more: the server goes on.
+    pub fn resume_response(self: &Rc<Self>) {
+        let owed = std::mem::take(&mut self.state.borrow_mut().owed_response);
+        self.release_back(owed);
+        let conn = match &self.state.borrow().stage {
+            Stage::Sent { conn, .. } => conn.clone(),
+            _ => return,
+        };
+        conn.resume();
+    }
+
+    // Endings.
+
+    fn release_back(&self, flow: u32) {
+        let sent = match &self.state.borrow().stage {
+            Stage::Sent { conn, id } => Some((conn.clone(), *id)),
+            _ => None,
+        };
+        if let Some((conn, id)) = sent {
+            conn.release(id, flow);
+        }
+    }
+
+    /// True when what the client still sends goes nowhere.
+    pub fn discards(&self) -> bool {
+        matches!(self.state.borrow().stage, Stage::Discarding)
+    }
+
+    fn response_ended(self: &Rc<Self>) {
+        let class = {
+            let mut s = self.state.borrow_mut();
+            s.response_done = true;
+            match s.grpc_status {
+                Some(status) if self.grpc => ResponseClass::Grpc(status),
+                _ => ResponseClass::Http,
+            }
+        };
+        self.record(class);
+        self.settle();
+    }
+
+    /// Answers, or breaks off if a response has begun, and leaves the server.
+    pub fn fail(self: &Rc<Self>, failure: &Failure) {
+        {
+            let s = self.state.borrow();
+            if s.finished || s.response_done {
+                return;
+            }
+        }
+        let Some(router) = self.front.router() else { return };
+        failure.log(self.direction, self.front.io.peer());
+        self.worker.ctx.metrics.http_error(self.direction, failure.kind.label()).incr();
+        self.leave_server(Reason::CANCEL);
+        if self.state.borrow().status != 0 {
+            self.record(ResponseClass::Error(failure.kind.label()));
+            self.front.reset(self.id, Reason::INTERNAL_ERROR);
+            return self.finish();
+        }
+        let mut response = failure.response(self.grpc, router.emits_reasons(), Version::H11);
+        if self.state.borrow().plan.as_ref().is_some_and(|p| p.downgraded) {
+            headers::upgrade_response(&mut response);
+        }
+        {
+            let mut s = self.state.borrow_mut();
+            s.status = response.status;
+            s.response_done = true;
+            s.stage = Stage::Discarding;
+            s.held = Vec::new();
+            s.request_done |= s.ended.is_some();
+            if self.grpc {
+                s.grpc_status = Some(failure.grpc.into());
+            }
+            if let Some(metrics) = &s.metrics {
+                metrics.latency(response.status, self.started.elapsed());
+            }
+        }
+        let class = match failure.kind {
+            Kind::Timeout => ResponseClass::Error("timeout"),
+            _ if self.grpc => ResponseClass::Grpc(failure.grpc.into()),
+            _ => ResponseClass::Http,
+        };
+        self.record(class);
+        if failure.close && !self.front.is_h2() {
+            self.front.drain();
+        }
+        self.front.send_response(self.id, &response, true);
+        let held = std::mem::take(&mut self.state.borrow_mut().held_flow);
+        self.front.release(self.id, held);
+        self.front.resume();
+        self.settle();
+    }
+
+    /// Ends the exchange when both directions are done.
+    fn settle(self: &Rc<Self>) {
+        let (request_done, response_done, gone) = {
+            let s = self.state.borrow();
+            if s.finished {
+                return;
+            }
+            (s.request_done, s.response_done, matches!(s.stage, Stage::Discarding))
+        };
+        if response_done && request_done {
+            self.finish();
+        } else if response_done && gone && self.front.is_h2() && self.front.queued(self.id) == 0 {
+            // The client may stop sending (RFC 9113 §8.1).
+            self.front.reset(self.id, Reason::NO_ERROR);
+            self.finish();
+        }
+    }
+
+    fn finish(self: &Rc<Self>) {
+        let (stage, timer) = {
+            let mut s = self.state.borrow_mut();
+            if std::mem::replace(&mut s.finished, true) {
+                return;
+            }
+            (std::mem::replace(&mut s.stage, Stage::Discarding), s.timer.take())
+        };
+        if let Some(key) = timer {
+            self.worker.timers.cancel(key);
+        }
+        self.clear_queue_timer();
+        self.settle_load();
+        self.worker.leave(self.direction);
+        if let Stage::Sent { conn, id } = stage {
+            conn.finished(id);
+        }
+        self.front.finished(self.id);
+    }
+
+    /// Tells the server that nobody waits any more.
+    fn leave_server(self: &Rc<Self>, reason: Reason) {
+        let (stage, to) = {
+            let mut s = self.state.borrow_mut();
+            let to = s.plan.as_ref().map(|p| p.to.clone());
+            (std::mem::replace(&mut s.stage, Stage::Discarding), to)
+        };
+        self.drop_load();
+        match (stage, to) {
+            (Stage::Sent { conn, id }, _) => conn.reset(id, reason),
+            (Stage::Waiting, Some(to)) => to.forget(self),
+            _ => {}
+        }
+    }
+
+    /// Starts the limit that counts from the end of the request.
+    fn arm_response_timeout(self: &Rc<Self>) {
+        let mut s = self.state.borrow_mut();
+        if s.timer.is_none()
+            && !s.response_done
+            && let Some(limit) = s.plan.as_ref().and_then(|p| p.timeouts.response)
+        {
+            s.timer = Some(self.worker.after(limit, Due::Request(self.clone())));
+        }
+    }
+
+    // Counting.
+
+    fn record(&self, class: ResponseClass) {
+        let mut s = self.state.borrow_mut();
+        if std::mem::replace(&mut s.recorded, true) {
+            return;
+        }
+        if let Some(metrics) = &s.metrics {
+            metrics.response(s.status, class);
+        }
+    }
+
+    /// The endpoint has answered.
+    fn settle_load(&self) {
+        self.end_load(true);
+    }
+
+    /// The endpoint has not answered.
+    fn drop_load(&self) {
+        self.end_load(false);
+    }
+
+    fn end_load(&self, answered: bool) {
+        let mut s = self.state.borrow_mut();
+        if !std::mem::replace(&mut s.pending_load, false) {
+            return;
+        }
+        if let Some(upstream) = &s.upstream {
+            let now = Instant::now();
+            upstream.load.end(now, answered.then(|| now.saturating_duration_since(self.started)));
+        }
+    }
+}

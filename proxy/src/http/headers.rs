@@ -1,0 +1,135 @@
+//! What the proxy reads from and does to the fields of requests and responses.
+
+use weft_wire::{Headers, Request, Response, Version};
+
+const ORIG_PROTO: &[u8] = b"l5d-orig-proto";
+
+/// True for gRPC requests.
+pub fn is_grpc(headers: &Headers) -> bool {
+    headers.get(b"content-type").is_some_and(|v| v.starts_with(b"application/grpc"))
+}
+
+/// The gRPC status in a response's head or trailers.
+pub fn grpc_status(headers: &Headers) -> Option<u32> {
+    std::str::from_utf8(headers.get(b"grpc-status")?).ok()?.trim().parse().ok()
+}
+
+/// True when the request switches protocols: the connection becomes a tunnel if the server agrees.
+pub fn is_upgrade(head: &Request) -> bool {
+    head.version != Version::H2 && (head.method == b"CONNECT" || head.headers.contains(b"upgrade"))
+}
+
+/// An upgrade to cleartext HTTP/2 would carry requests past the routes and authorizations of the proxy, so it is not
+/// offered to the server, who may ignore any upgrade (RFC 9110 §7.8).
+pub fn refuse_h2c(headers: &mut Headers) {
+    if headers.has_token(b"upgrade", b"h2c") {
+        headers.remove(b"upgrade");
+        headers.remove(b"http2-settings");
+    }
+}
+
+/// Marks an HTTP/1 request that travels as HTTP/2.
+pub fn upgrade_request(head: &mut Request) {
+    let value: &[u8] = match (head.version, head.absolute_form) {
+        (Version::H10, false) => b"HTTP/1.0",
+        (Version::H10, true) => b"HTTP/1.0; absolute-form",
+        (_, false) => b"HTTP/1.1",
+        (_, true) => b"HTTP/1.1; absolute-form",
+    };
+    head.headers.set(ORIG_PROTO, value);
+    if head.scheme.is_empty() {
+        head.scheme.extend_from_slice(b"http");
+    }
+}
+
+/// Undoes [`upgrade_request`], for an endpoint that gets HTTP/1.
+pub fn forget_upgrade(head: &mut Request) {
+    head.headers.remove(ORIG_PROTO);
+}
+
+/// Restores an HTTP/1 request that travelled as HTTP/2; true when it was one.
+pub fn downgrade_request(head: &mut Request) -> bool {
+    let Some(value) = head.headers.get(ORIG_PROTO) else { return false };
+    if head.version != Version::H2 {
+        head.headers.remove(ORIG_PROTO);
+        return false;
+    }
+    let version = if value.starts_with(b"HTTP/1.1") {
+        Version::H11
+    } else if value.starts_with(b"HTTP/1.0") {
+        Version::H10
+    } else {
+        head.headers.remove(ORIG_PROTO);
+        return false;
+    };
+    head.absolute_form = value.ends_with(b"; absolute-form");
+    head.version = version;
+    head.headers.remove(ORIG_PROTO);
+    true
+}
+
+/// Marks the response to a request that was restored by [`downgrade_request`].
+pub fn upgrade_response(head: &mut Response) {
+    let value: &[u8] = match head.version {
+        Version::H10 => b"HTTP/1.0",
+        Version::H11 => b"HTTP/1.1",
+        Version::H2 => return,
+    };
+    head.headers.set(ORIG_PROTO, value);
+}
+
+/// Removes from a response what is between proxies. True when the peer asks that the client's connection end.
+pub fn downgrade_response(head: &mut Response, meshed: bool) -> bool {
+    head.headers.remove(ORIG_PROTO);
+    if let Some(error) = head.headers.get(b"l5d-proxy-error") {
+        tracing::info!(error = %String::from_utf8_lossy(error), status = head.status, "the peer's proxy failed");
+    }
+    head.headers.remove(b"l5d-proxy-error");
+    let close = head.headers.get(b"l5d-proxy-connection") == Some(b"close");
+    head.headers.remove(b"l5d-proxy-connection");
+    close && meshed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_travels_as_http2_and_is_restored() {
+        let original = Request {
+            version: Version::H10,
+            method: b"GET".to_vec(),
+            authority: b"web".to_vec(),
+            path: b"/".to_vec(),
+            absolute_form: true,
+            ..Request::default()
+        };
+        let mut head = original.clone();
+        upgrade_request(&mut head);
+        assert_eq!(head.headers.get(ORIG_PROTO), Some(&b"HTTP/1.0; absolute-form"[..]));
+        head.version = Version::H2;
+        assert!(downgrade_request(&mut head));
+        head.scheme.clear();
+        assert_eq!(head, original);
+    }
+
+    #[test]
+    fn an_http1_client_cannot_claim_to_be_upgraded() {
+        let mut head = Request { version: Version::H11, ..Request::default() };
+        head.headers.push(ORIG_PROTO, b"HTTP/1.0");
+        assert!(!downgrade_request(&mut head));
+        assert!(head.headers.is_empty());
+    }
+
+    #[test]
+    fn cleartext_http2_is_not_offered() {
+        let mut headers = Headers::new();
+        headers.push(b"upgrade", b"h2c");
+        headers.push(b"http2-settings", b"AAMAAABk");
+        refuse_h2c(&mut headers);
+        assert!(headers.is_empty());
+        headers.push(b"upgrade", b"websocket");
+        refuse_h2c(&mut headers);
+        assert_eq!(headers.len(), 1);
+    }
+}

@@ -1,0 +1,106 @@
+//! A data thread: its listeners and what they start.
+
+use std::{rc::Rc, time::Duration};
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+
+use crate::{
+    Context, inbound,
+    metrics::Direction,
+    net::{self, Accepted, OriginalDst},
+    outbound,
+    worker::Worker,
+};
+
+/// Pause after the system has refused an accept, such as for want of file descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// The listeners of a data thread.
+pub struct Listeners {
+    /// Where other pods connect.
+    pub inbound: Vec<TcpListener>,
+    /// Where the application connects.
+    pub outbound: Vec<TcpListener>,
+}
+
+impl Listeners {
+    /// Binds what the configuration names.
+    ///
+    /// # Errors
+    /// An address cannot be bound.
+    pub fn bind(ctx: &Context) -> anyhow::Result<Self> {
+        let shared = ctx.config.cores > 1;
+        let all = |side: &crate::config::ProxySide, name: &str| {
+            side.listen
+                .iter()
+                .map(|addr| net::listen(*addr, side, shared).with_context(|| format!("{name} listener on {addr}")))
+                .collect::<anyhow::Result<Vec<_>>>()
+        };
+        Ok(Self { inbound: all(&ctx.config.inbound, "inbound")?, outbound: all(&ctx.config.outbound, "outbound")? })
+    }
+}
+
+/// Runs a data thread until it has drained. To be called within a `LocalSet` on a single-threaded runtime.
+///
+/// # Errors
+/// A listener cannot be bound.
+pub async fn run(ctx: Context) -> anyhow::Result<()> {
+    let listeners = Listeners::bind(&ctx)?;
+    run_with(ctx, listeners, net::original_dst).await
+}
+
+/// As [`run`], on listeners that are bound already, with another way to find a connection's original destination.
+///
+/// # Errors
+/// The control thread is gone before there was a certificate.
+pub async fn run_with(mut ctx: Context, listeners: Listeners, original: OriginalDst) -> anyhow::Result<()> {
+    // Nobody listens when the proxy is embedded in a test.
+    let _ = ctx.bound.send(());
+    let mut drain = ctx.drain.clone();
+    // Clients wait in the accept queues until there is a certificate: nothing is carried before.
+    tokio::select! {
+        ready = ctx.credentials.wait_for(Option::is_some) => { ready.context("no certificate")?; }
+        _ = drain.wait_for(|drain| *drain) => return Ok(()),
+    }
+    let worker = Worker::new(ctx, original);
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn_local(worker.clone().run_flusher());
+    tasks.spawn_local(worker.clone().run_timers());
+    for listener in listeners.inbound {
+        tasks.spawn_local(accept(worker.clone(), listener, Direction::Inbound));
+    }
+    for listener in listeners.outbound {
+        tasks.spawn_local(accept(worker.clone(), listener, Direction::Outbound));
+    }
+    let _ = drain.wait_for(|drain| *drain).await;
+    // New connections are still served: the application may need some to finish its own work.
+    worker.drain_fronts();
+    worker.drained().await;
+    Ok(())
+}
+
+async fn accept(worker: Rc<Worker>, listener: TcpListener, direction: Direction) {
+    loop {
+        match net::accept(&listener, worker.side(direction), worker.original).await {
+            Ok(accepted) => {
+                let (worker, guard) = (worker.clone(), worker.connection());
+                tokio::task::spawn_local(async move {
+                    serve(worker, accepted, direction).await;
+                    drop(guard);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(direction = direction.as_str(), %error, "cannot accept connections");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+}
+
+async fn serve(worker: Rc<Worker>, accepted: Accepted, direction: Direction) {
+    match direction {
+        Direction::Inbound => inbound::serve(worker, accepted).await,
+        Direction::Outbound => outbound::serve(worker, accepted).await,
+    }
+}

@@ -1,0 +1,255 @@
+//! What the tasks of one data thread share. Nothing here is shared between threads; nothing is locked.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::SocketAddr,
+    rc::{Rc, Weak},
+    sync::Arc,
+    task::{Poll, Waker},
+};
+
+use tokio::sync::Notify;
+use weft_wire::Limits;
+
+use crate::{
+    Context,
+    config::{Http2Config, ProxySide},
+    http::{Conn, Exchange},
+    inbound,
+    metrics::Direction,
+    net::OriginalDst,
+    outbound,
+    policy::Load,
+    timer::{Key, Timers},
+    upstream::{Balancer, Upstream},
+};
+
+/// What is done when a deadline is due.
+pub enum Due {
+    /// A request has taken too long.
+    Request(Rc<Exchange>),
+    /// A request has waited too long for an endpoint.
+    Failfast(Rc<Exchange>),
+    /// An endpoint's back-off is over.
+    Ready(Weak<Upstream>),
+    /// Idle connections of an endpoint may have to go.
+    Reap(Weak<Upstream>),
+    /// A quiet HTTP/2 client is pinged, or has not answered.
+    Ping(Weak<Conn>),
+    /// An outbound destination may have become idle.
+    EvictOutbound(SocketAddr),
+    /// An inbound destination may have become idle.
+    EvictInbound(inbound::Key),
+}
+
+/// Balancers by service and load measure.
+pub type Balancers = HashMap<(Arc<str>, Load), Weak<Balancer>>;
+
+/// One data thread.
+pub struct Worker {
+    /// Configuration, discovery, credentials, metrics, drain.
+    pub ctx: Context,
+    /// How the original destination is found.
+    pub original: OriginalDst,
+    /// Limits towards clients, by direction.
+    server_limits: [Limits; 2],
+    /// Limits towards servers.
+    pub client_limits: Limits,
+    /// Deadlines.
+    pub timers: Timers<Due>,
+    /// Destinations of outbound connections.
+    pub outbound: RefCell<HashMap<SocketAddr, Rc<outbound::Target>>>,
+    /// Destinations of inbound connections.
+    pub inbound: RefCell<HashMap<inbound::Key, Rc<inbound::Target>>>,
+    /// Balancers in use, by service and load measure.
+    pub balancers: RefCell<Balancers>,
+    /// Client connections, to tell them to drain.
+    fronts: RefCell<slab::Slab<Weak<Conn>>>,
+    dirty: RefCell<Vec<Rc<Conn>>>,
+    flusher: RefCell<Option<Waker>>,
+    in_flight: [Cell<usize>; 2],
+    connections: Cell<usize>,
+    gone: Notify,
+}
+
+impl Worker {
+    /// A data thread's shared state.
+    pub fn new(ctx: Context, original: OriginalDst) -> Rc<Self> {
+        let limits = |streams: Option<u32>| {
+            let Http2Config { stream_window, connection_window } = ctx.config.http2;
+            let mut limits = Limits { stream_window, connection_window, ..Limits::default() };
+            if let Some(n) = streams {
+                limits.concurrent_streams = n;
+            }
+            limits
+        };
+        Rc::new(Self {
+            server_limits: [
+                limits(ctx.config.inbound.http2_max_concurrent_streams),
+                limits(ctx.config.outbound.http2_max_concurrent_streams),
+            ],
+            client_limits: limits(None),
+            ctx,
+            original,
+            timers: Timers::new(),
+            outbound: RefCell::default(),
+            inbound: RefCell::default(),
+            balancers: RefCell::default(),
+            fronts: RefCell::default(),
+            dirty: RefCell::default(),
+            flusher: RefCell::default(),
+            in_flight: Default::default(),
+            connections: Cell::new(0),
+            gone: Notify::new(),
+        })
+    }
+
+    /// The configuration of a direction.
+    pub fn side(&self, direction: Direction) -> &ProxySide {
+        match direction {
+            Direction::Inbound => &self.ctx.config.inbound,
+            Direction::Outbound => &self.ctx.config.outbound,
+        }
+    }
+
+    /// The codecs' limits towards clients of a direction.
+    pub fn server_limits(&self, direction: Direction) -> &Limits {
+        match direction {
+            Direction::Inbound => &self.server_limits[0],
+            Direction::Outbound => &self.server_limits[1],
+        }
+    }
+
+    fn in_flight(&self, direction: Direction) -> &Cell<usize> {
+        match direction {
+            Direction::Inbound => &self.in_flight[0],
+            Direction::Outbound => &self.in_flight[1],
+        }
+    }
+
+    /// Counts a request in: false when there are too many. Counted out by [`Worker::leave`] in any case.
+    pub fn enter(&self, direction: Direction) -> bool {
+        let count = self.in_flight(direction);
+        count.set(count.get() + 1);
+        count.get() <= (self.side(direction).max_in_flight / self.ctx.config.cores.max(1)).max(1)
+    }
+
+    /// Counts a request out.
+    pub fn leave(&self, direction: Direction) {
+        let count = self.in_flight(direction);
+        count.set(count.get().saturating_sub(1));
+    }
+
+    /// Has the connection's output written when all tasks that are ready now have run.
+    pub fn flush_later(&self, conn: Rc<Conn>) {
+        let mut dirty = self.dirty.borrow_mut();
+        dirty.push(conn);
+        if dirty.len() == 1
+            && let Some(waker) = &*self.flusher.borrow()
+        {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Writes what the tasks of each turn have left to write: one write a connection and turn.
+    pub async fn run_flusher(self: Rc<Self>) {
+        std::future::poll_fn(|cx| {
+            {
+                let mut waker = self.flusher.borrow_mut();
+                if !waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+                    *waker = Some(cx.waker().clone());
+                }
+            }
+            loop {
+                let batch = std::mem::take(&mut *self.dirty.borrow_mut());
+                if batch.is_empty() {
+                    return Poll::<()>::Pending;
+                }
+                for conn in batch {
+                    conn.flush();
+                }
+            }
+        })
+        .await;
+    }
+
+    /// Acts on deadlines.
+    pub async fn run_timers(self: Rc<Self>) {
+        loop {
+            for due in self.timers.due().await {
+                match due {
+                    Due::Request(exchange) => exchange.timed_out(),
+                    Due::Failfast(exchange) => exchange.failfast(),
+                    Due::Ready(upstream) => {
+                        if let Some(upstream) = upstream.upgrade() {
+                            upstream.ready_again();
+                        }
+                    }
+                    Due::Reap(upstream) => {
+                        if let Some(upstream) = upstream.upgrade() {
+                            upstream.reap();
+                        }
+                    }
+                    Due::Ping(conn) => {
+                        if let Some(conn) = conn.upgrade() {
+                            conn.keep_alive();
+                        }
+                    }
+                    Due::EvictOutbound(addr) => outbound::evict(&self, addr),
+                    Due::EvictInbound(key) => inbound::evict(&self, &key),
+                }
+            }
+        }
+    }
+
+    /// Registers a client's HTTP connection for draining.
+    pub fn register(&self, conn: &Rc<Conn>) -> usize {
+        if *self.ctx.drain.borrow() {
+            conn.drain();
+        }
+        self.fronts.borrow_mut().insert(Rc::downgrade(conn))
+    }
+
+    /// Forgets a connection.
+    pub fn unregister(&self, key: usize) {
+        self.fronts.borrow_mut().try_remove(key);
+    }
+
+    /// Tells all clients' HTTP connections to end after their present requests.
+    pub fn drain_fronts(&self) {
+        let conns: Vec<_> = self.fronts.borrow().iter().filter_map(|(_, c)| c.upgrade()).collect();
+        for conn in conns {
+            conn.drain();
+        }
+    }
+
+    /// Counts a connection for the length of the guard's life.
+    pub fn connection(self: &Rc<Self>) -> Connection {
+        self.connections.set(self.connections.get() + 1);
+        Connection(self.clone())
+    }
+
+    /// Waits until no connection is left.
+    pub async fn drained(&self) {
+        while self.connections.get() > 0 {
+            self.gone.notified().await;
+        }
+    }
+
+    /// Sets a deadline.
+    pub fn after(&self, delay: std::time::Duration, due: Due) -> Key {
+        self.timers.after(delay, due)
+    }
+}
+
+/// A client's connection, counted.
+pub struct Connection(Rc<Worker>);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let worker = &self.0;
+        worker.connections.set(worker.connections.get().saturating_sub(1));
+        worker.gone.notify_waiters();
+    }
+}
