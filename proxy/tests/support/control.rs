@@ -1,0 +1,497 @@
+//! The fake control plane: the four services of `linkerd2-proxy-api` with a CA of their own, scripted by the test.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use futures_util::Stream;
+use linkerd2_proxy_api::{
+    destination::{
+        AddrSet, DestinationProfile, GetDestination, NoEndpoints, Update, WeightedAddr, WeightedAddrSet,
+        destination_server::{Destination, DestinationServer},
+        update,
+    },
+    identity::{
+        CertifyRequest, CertifyResponse,
+        identity_server::{Identity, IdentityServer},
+    },
+    inbound::{
+        PortSpec, Server,
+        inbound_server_policies_server::{InboundServerPolicies, InboundServerPoliciesServer},
+    },
+    outbound::{
+        OutboundPolicy, TrafficSpec,
+        outbound_policies_server::{OutboundPolicies, OutboundPoliciesServer},
+        traffic_spec,
+    },
+};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+};
+use tokio::sync::{mpsc, watch};
+use tonic::{Request, Response, Status};
+
+use super::{netns::Netns, policies};
+
+/// How certificate requests are answered.
+#[derive(Clone)]
+pub enum Certify {
+    /// With a certificate of that lifetime, if token and signing request are right.
+    Accept {
+        /// From now.
+        lifetime: Duration,
+    },
+    /// With this status.
+    Refuse(Status),
+    /// Never.
+    Stall,
+    /// With octets that are no certificate.
+    Nonsense,
+    /// With a certificate of another CA.
+    OtherCa,
+    /// With a certificate for another name.
+    OtherName,
+}
+
+/// A certificate request as it came in.
+#[derive(Debug, Clone)]
+pub struct Certified {
+    /// Who asked.
+    pub identity: String,
+    /// The token shown.
+    pub token: String,
+    /// The signing request.
+    pub csr: Vec<u8>,
+    /// Whether it was granted.
+    pub granted: bool,
+}
+
+/// What a service has.
+#[derive(Clone)]
+pub enum Endpoints {
+    /// These endpoints; changes are sent as additions and removals.
+    Set(Vec<WeightedAddr>),
+    /// The service does not exist.
+    DoesNotExist,
+    /// Exactly this message.
+    Raw(Update),
+}
+
+type Answer<T> = Result<T, Status>;
+type Topics<K, T> = Mutex<HashMap<K, watch::Sender<Answer<T>>>>;
+
+struct Shared {
+    root: CertifiedIssuer<'static, KeyPair>,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    stranger: CertifiedIssuer<'static, KeyPair>,
+    certify: watch::Sender<Certify>,
+    tokens: Mutex<HashMap<String, String>>,
+    certified: Mutex<Vec<Certified>>,
+    inbound: Topics<u16, Server>,
+    outbound: Topics<SocketAddr, OutboundPolicy>,
+    profiles: Topics<String, DestinationProfile>,
+    endpoints: Topics<String, Endpoints>,
+    /// Calls by name, such as `Watch 10.96.0.1:80`.
+    calls: Mutex<Vec<String>>,
+}
+
+struct Running {
+    runtime: tokio::runtime::Runtime,
+}
+
+/// Where the control plane listens, in which namespace; `None`: that of the tests.
+type Place = (SocketAddr, Option<Netns>);
+
+/// A control plane. Listens in plaintext, as on loopback.
+pub struct FakeControl {
+    shared: Arc<Shared>,
+    places: Mutex<Vec<Place>>,
+    running: Mutex<Option<Running>>,
+}
+
+fn ca(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}
+
+impl FakeControl {
+    /// Starts one that grants certificates for a day, allows every inbound connection, and knows no outbound address.
+    pub fn start() -> Self {
+        let key = || KeyPair::generate().unwrap();
+        let root = CertifiedIssuer::self_signed(ca("root.test"), key()).unwrap();
+        let issuer = CertifiedIssuer::signed_by(ca("identity.test"), key(), &root).unwrap();
+        let stranger = CertifiedIssuer::self_signed(ca("identity.test"), key()).unwrap();
+        let shared = Shared {
+            root,
+            issuer,
+            stranger,
+            certify: watch::channel(Certify::Accept { lifetime: Duration::from_secs(24 * 60 * 60) }).0,
+            tokens: Mutex::default(),
+            certified: Mutex::default(),
+            inbound: Mutex::default(),
+            outbound: Mutex::default(),
+            profiles: Mutex::default(),
+            endpoints: Mutex::default(),
+            calls: Mutex::default(),
+        };
+        let control = Self { shared: Arc::new(shared), places: Mutex::default(), running: Mutex::new(None) };
+        control.resume();
+        control
+    }
+
+    /// Listens on loopback of the tests' own namespace.
+    pub fn listen(&self) -> SocketAddr {
+        self.listen_at(SocketAddr::from(([127, 0, 0, 1], 0)), None)
+    }
+
+    /// Listens on loopback of a namespace.
+    pub fn listen_in(&self, ns: &Netns) -> SocketAddr {
+        self.listen_at(SocketAddr::from(([127, 0, 0, 1], 0)), Some(ns.clone()))
+    }
+
+    fn listen_at(&self, addr: SocketAddr, ns: Option<Netns>) -> SocketAddr {
+        let listener = bind(addr, ns.as_ref());
+        let addr = listener.local_addr().unwrap();
+        self.places.lock().unwrap().push((addr, ns));
+        self.serve(listener);
+        addr
+    }
+
+    fn serve(&self, listener: std::net::TcpListener) {
+        listener.set_nonblocking(true).unwrap();
+        let shared = self.shared.clone();
+        let running = self.running.lock().unwrap();
+        let running = running.as_ref().expect("the control plane is paused");
+        running.runtime.spawn(async move {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            tonic::transport::Server::builder()
+                .add_service(IdentityServer::new(Services(shared.clone())))
+                .add_service(InboundServerPoliciesServer::new(Services(shared.clone())))
+                .add_service(OutboundPoliciesServer::new(Services(shared.clone())))
+                .add_service(DestinationServer::new(Services(shared)))
+                .serve_with_incoming(tonic::transport::server::TcpIncoming::from(listener))
+                .await
+                .unwrap();
+        });
+    }
+
+    /// Ends all connections and listens no more.
+    pub fn pause(&self) {
+        if let Some(running) = self.running.lock().unwrap().take() {
+            // On a thread of its own, as a test's own runtime does not allow blocking.
+            std::thread::spawn(move || running.runtime.shutdown_timeout(super::DEADLINE)).join().unwrap();
+        }
+    }
+
+    /// Listens again where it did before.
+    pub fn resume(&self) {
+        {
+            let mut running = self.running.lock().unwrap();
+            if running.is_some() {
+                return;
+            }
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+            *running = Some(Running { runtime });
+        }
+        let places = self.places.lock().unwrap().clone();
+        for (addr, ns) in places {
+            let listener = super::eventually("the control plane's old address", || Some(bind(addr, ns.as_ref())));
+            self.serve(listener);
+        }
+    }
+
+    /// The trust anchor, PEM.
+    pub fn trust_anchors(&self) -> String {
+        self.shared.root.pem()
+    }
+
+    /// The trust anchor, DER.
+    pub fn root(&self) -> rustls::pki_types::CertificateDer<'static> {
+        self.shared.root.der().clone()
+    }
+
+    /// The token that is accepted for an identity from now on.
+    pub fn set_token(&self, identity: &str, token: &str) {
+        self.shared.tokens.lock().unwrap().insert(identity.into(), token.into());
+    }
+
+    /// How certificate requests are answered from now on; stalled ones too.
+    pub fn set_certify(&self, certify: Certify) {
+        self.shared.certify.send_replace(certify);
+    }
+
+    /// All certificate requests so far.
+    pub fn certified(&self) -> Vec<Certified> {
+        self.shared.certified.lock().unwrap().clone()
+    }
+
+    /// All other calls so far, such as `WatchPort 8080`, `Watch 10.96.0.1:80`, `GetProfile 10.96.0.1:80`, `Get web:80`.
+    pub fn calls(&self) -> Vec<String> {
+        self.shared.calls.lock().unwrap().clone()
+    }
+
+    /// The policy of an inbound port of every proxy.
+    pub fn set_inbound(&self, port: u16, policy: Answer<Server>) {
+        set(&self.shared.inbound, port, policy);
+    }
+
+    /// The policy of an outbound address.
+    pub fn set_outbound(&self, addr: SocketAddr, policy: Answer<OutboundPolicy>) {
+        set(&self.shared.outbound, addr, policy);
+    }
+
+    /// The profile of an address or name.
+    pub fn set_profile(&self, path: impl ToString, profile: Answer<DestinationProfile>) {
+        set(&self.shared.profiles, path.to_string(), profile);
+    }
+
+    /// The endpoints of a service.
+    pub fn set_endpoints(&self, path: &str, endpoints: Endpoints) {
+        set(&self.shared.endpoints, path.to_owned(), Ok(endpoints));
+    }
+
+    /// A certificate and key of this CA, for tests that speak TLS themselves: leaf and issuer, and the key in PKCS#8.
+    pub fn issue(
+        &self,
+        name: &str,
+    ) -> (Vec<rustls::pki_types::CertificateDer<'static>>, rustls::pki_types::PrivateKeyDer<'static>) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let leaf = params.signed_by(&key, &self.shared.issuer).unwrap();
+        let chain = vec![leaf.der().clone(), self.shared.issuer.der().clone()];
+        (chain, rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der()).into())
+    }
+}
+
+impl Drop for FakeControl {
+    fn drop(&mut self) {
+        self.pause();
+    }
+}
+
+fn bind(addr: SocketAddr, ns: Option<&Netns>) -> std::net::TcpListener {
+    match ns {
+        Some(ns) => ns.listen(addr),
+        // The standard library sets SO_REUSEADDR.
+        None => std::net::TcpListener::bind(addr).unwrap_or_else(|e| panic!("cannot listen on {addr}: {e}")),
+    }
+}
+
+fn set<K: std::hash::Hash + Eq, T>(topics: &Topics<K, T>, key: K, value: Answer<T>) {
+    let mut topics = topics.lock().unwrap();
+    match topics.get(&key) {
+        Some(topic) => drop(topic.send_replace(value)),
+        None => drop(topics.insert(key, watch::channel(value).0)),
+    }
+}
+
+fn subscribe<K: std::hash::Hash + Eq, T>(
+    topics: &Topics<K, T>,
+    key: K,
+    default: impl FnOnce() -> Answer<T>,
+) -> watch::Receiver<Answer<T>> {
+    topics.lock().unwrap().entry(key).or_insert_with(|| watch::channel(default()).0).subscribe()
+}
+
+type Streamed<T> = Pin<Box<dyn Stream<Item = Answer<T>> + Send>>;
+
+/// Sends what a topic has and every change of it; a status ends the stream.
+fn stream<T: Clone + Send + Sync + 'static, M: Send + 'static>(
+    mut topic: watch::Receiver<Answer<T>>,
+    mut messages: impl FnMut(T) -> Vec<M> + Send + 'static,
+) -> Answer<Response<Streamed<M>>> {
+    if let Err(status) = &*topic.borrow() {
+        return Err(status.clone());
+    }
+    let (tx, rx) = mpsc::channel(16);
+    tokio::spawn(async move {
+        loop {
+            let value = topic.borrow_and_update().clone();
+            let out = match value {
+                Ok(value) => messages(value).into_iter().map(Ok).collect(),
+                Err(status) => vec![Err(status)],
+            };
+            for item in out {
+                let ends = item.is_err();
+                if tx.send(item).await.is_err() || ends {
+                    return;
+                }
+            }
+            tokio::select! {
+                changed = topic.changed() => if changed.is_err() { return },
+                () = tx.closed() => return,
+            }
+        }
+    });
+    Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(rx))))
+}
+
+#[derive(Clone)]
+struct Services(Arc<Shared>);
+
+impl Services {
+    fn called(&self, call: String) {
+        self.0.calls.lock().unwrap().push(call);
+    }
+
+    fn grant(&self, request: &CertifyRequest, how: &Certify) -> Answer<CertifyResponse> {
+        let expected = self.0.tokens.lock().unwrap().get(&request.identity).cloned();
+        let token = String::from_utf8_lossy(&request.token);
+        if expected.as_deref() != Some(&*token) {
+            return Err(Status::failed_precondition("wrong token"));
+        }
+        let csr = rcgen::CertificateSigningRequestParams::from_der(&request.certificate_signing_request.clone().into())
+            .map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let [rcgen::SanType::DnsName(name)] = &csr.params.subject_alt_names[..] else {
+            return Err(Status::failed_precondition("not exactly one DNS name"));
+        };
+        if name.as_str() != request.identity {
+            return Err(Status::failed_precondition("another name"));
+        }
+        let lifetime = match how {
+            Certify::Refuse(status) => return Err(status.clone()),
+            Certify::Accept { lifetime } => *lifetime,
+            _ => Duration::from_secs(60 * 60),
+        };
+        let now = SystemTime::now();
+        let mut csr = csr;
+        csr.params.not_before = (now - Duration::from_secs(20)).into();
+        csr.params.not_after = (now + lifetime).into();
+        csr.params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        csr.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        if matches!(how, Certify::OtherName) {
+            csr.params.subject_alt_names = vec![rcgen::SanType::DnsName("other.test".try_into().unwrap())];
+        }
+        let issuer = if matches!(how, Certify::OtherCa) { &self.0.stranger } else { &self.0.issuer };
+        let leaf = match how {
+            Certify::Nonsense => b"this is no certificate".to_vec(),
+            _ => csr.signed_by(issuer).unwrap().der().to_vec(),
+        };
+        Ok(CertifyResponse {
+            leaf_certificate: leaf,
+            intermediate_certificates: vec![issuer.der().to_vec()],
+            valid_until: Some((now + lifetime).into()),
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Identity for Services {
+    async fn certify(&self, request: Request<CertifyRequest>) -> Answer<Response<CertifyResponse>> {
+        let request = request.into_inner();
+        let how = self
+            .0
+            .certify
+            .subscribe()
+            .wait_for(|c| !matches!(c, Certify::Stall))
+            .await
+            .map_err(|_| Status::cancelled("over"))?
+            .clone();
+        let answer = self.grant(&request, &how);
+        self.0.certified.lock().unwrap().push(Certified {
+            identity: request.identity,
+            token: String::from_utf8_lossy(&request.token).into_owned(),
+            csr: request.certificate_signing_request,
+            granted: answer.is_ok(),
+        });
+        answer.map(Response::new)
+    }
+}
+
+#[tonic::async_trait]
+impl InboundServerPolicies for Services {
+    type WatchPortStream = Streamed<Server>;
+
+    async fn get_port(&self, _: Request<PortSpec>) -> Answer<Response<Server>> {
+        Err(Status::unimplemented("proxies watch"))
+    }
+
+    async fn watch_port(&self, request: Request<PortSpec>) -> Answer<Response<Self::WatchPortStream>> {
+        let port = u16::try_from(request.into_inner().port).map_err(|_| Status::invalid_argument("port"))?;
+        self.called(format!("WatchPort {port}"));
+        let allow = || Ok(policies::server(vec![policies::allow_all()]));
+        stream(subscribe(&self.0.inbound, port, allow), |server| vec![server])
+    }
+}
+
+#[tonic::async_trait]
+impl OutboundPolicies for Services {
+    type WatchStream = Streamed<OutboundPolicy>;
+
+    async fn get(&self, _: Request<TrafficSpec>) -> Answer<Response<OutboundPolicy>> {
+        Err(Status::unimplemented("proxies watch"))
+    }
+
+    async fn watch(&self, request: Request<TrafficSpec>) -> Answer<Response<Self::WatchStream>> {
+        let Some(traffic_spec::Target::Addr(addr)) = request.into_inner().target else {
+            return Err(Status::invalid_argument("no address"));
+        };
+        let addr = SocketAddr::try_from(addr).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        self.called(format!("Watch {addr}"));
+        let unknown = || Err(Status::not_found("no such address"));
+        stream(subscribe(&self.0.outbound, addr, unknown), |policy| vec![policy])
+    }
+}
+
+#[tonic::async_trait]
+impl Destination for Services {
+    type GetStream = Streamed<Update>;
+    type GetProfileStream = Streamed<DestinationProfile>;
+
+    async fn get(&self, request: Request<GetDestination>) -> Answer<Response<Self::GetStream>> {
+        let path = request.into_inner().path;
+        self.called(format!("Get {path}"));
+        let unknown = || Err(Status::not_found("no such service"));
+        let mut sent: BTreeMap<SocketAddr, WeightedAddr> = BTreeMap::new();
+        let mut first = true;
+        stream(subscribe(&self.0.endpoints, path, unknown), move |endpoints| {
+            let begins = std::mem::replace(&mut first, false);
+            changes(&mut sent, endpoints, begins)
+        })
+    }
+
+    async fn get_profile(&self, request: Request<GetDestination>) -> Answer<Response<Self::GetProfileStream>> {
+        let path = request.into_inner().path;
+        self.called(format!("GetProfile {path}"));
+        let unknown = || Err(Status::not_found("no such profile"));
+        stream(subscribe(&self.0.profiles, path, unknown), |profile| vec![profile])
+    }
+}
+
+/// The messages that turn what was sent into what is there now.
+fn changes(sent: &mut BTreeMap<SocketAddr, WeightedAddr>, now: Endpoints, begins: bool) -> Vec<Update> {
+    let update = |u| Update { update: Some(u) };
+    let none = |exists| update(update::Update::NoEndpoints(NoEndpoints { exists }));
+    let set = match now {
+        Endpoints::Raw(raw) => return vec![raw],
+        Endpoints::DoesNotExist => {
+            sent.clear();
+            return vec![none(false)];
+        }
+        Endpoints::Set(set) => set,
+    };
+    let now: BTreeMap<SocketAddr, WeightedAddr> =
+        set.into_iter().map(|e| (e.addr.unwrap().try_into().unwrap(), e)).collect();
+    let added: Vec<_> = now.iter().filter(|(a, e)| sent.get(a) != Some(e)).map(|(_, e)| e.clone()).collect();
+    let removed: Vec<_> = sent.keys().filter(|a| !now.contains_key(a)).map(|a| (*a).into()).collect();
+    *sent = now;
+    let mut out = Vec::new();
+    if begins && added.is_empty() {
+        out.push(none(true));
+    }
+    if !added.is_empty() {
+        out.push(update(update::Update::Add(WeightedAddrSet { addrs: added, metric_labels: HashMap::new() })));
+    }
+    if !removed.is_empty() {
+        out.push(update(update::Update::Remove(AddrSet { addrs: removed })));
+    }
+    out
+}
