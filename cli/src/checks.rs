@@ -1,0 +1,554 @@
+//! What `weft check` checks, in order.
+
+use crate::check::{Runner, Severity};
+use crate::{VERSION, api, metrics};
+use serde_json::Value;
+use std::cell::Cell;
+use std::future::Future;
+use time::OffsetDateTime;
+use weft_core::api::CheckResponse;
+use weft_core::{control_plane, inject, names, trust};
+
+/// Certificates with less life than this are warned of, in days.
+const WARN_DAYS: i64 = 60;
+
+/// What the checks look at. Errors are sentences.
+pub trait Cluster {
+    /// Whether a cluster runs.
+    fn connect(&self) -> impl Future<Output = Result<(), String>>;
+    /// Objects of a kind (lower-case plural), of one namespace or all.
+    fn objects(&self, kind: &str, namespace: Option<&str>) -> impl Future<Output = Result<Vec<Value>, String>>;
+    /// What the metrics component says of itself.
+    fn api(&self, control: &str) -> impl Future<Output = Result<CheckResponse, String>>;
+}
+
+/// The cluster that runs on this machine.
+pub struct Running;
+
+impl Cluster for Running {
+    async fn connect(&self) -> Result<(), String> {
+        weft_local::client::Client::connect().await.map(|_| ()).map_err(|e| e.to_string())
+    }
+
+    async fn objects(&self, kind: &str, namespace: Option<&str>) -> Result<Vec<Value>, String> {
+        let client = weft_local::client::Client::connect().await.map_err(|e| e.to_string())?;
+        client.objects(kind, namespace).await.map_err(|e| e.to_string())
+    }
+
+    async fn api(&self, control: &str) -> Result<CheckResponse, String> {
+        // Only the first line: the second tells to run this very command.
+        let first_line = |f: crate::Failure| f.message.lines().next().unwrap_or_default().to_owned();
+        api::Api::connect(control).await.map_err(first_line)?.check().await.map_err(first_line)
+    }
+}
+
+/// What the arguments ask for.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Namespace of the control plane.
+    pub control: String,
+    /// Namespace whose proxies are checked, or all.
+    pub namespace: Option<String>,
+    /// Leave out what is only about the control plane.
+    pub proxy_only: bool,
+}
+
+/// Runs all checks.
+pub async fn run(runner: &mut Runner, cluster: &impl Cluster, options: &Options) {
+    let control = options.control.as_str();
+    existence(runner, cluster, control).await;
+    if runner.stopped() {
+        return;
+    }
+    if !options.proxy_only {
+        identity(runner, cluster, control, OffsetDateTime::now_utc()).await;
+    }
+    let server = api_checks(runner, cluster, control).await;
+    if !options.proxy_only {
+        runner.category("control-plane-version");
+        let severity = Severity::WARNING;
+        runner
+            .check("control plane and cli versions match", severity, "`weft version`", async || {
+                same_version("control plane", server.as_ref().map_or("unavailable", |s| &s.version))
+            })
+            .await;
+    }
+    data_plane(runner, cluster, options).await;
+}
+
+async fn existence(runner: &mut Runner, cluster: &impl Cluster, control: &str) {
+    runner.category("weft-existence");
+    runner.check("a cluster is running", Severity::FATAL, "`weft up --help`", async || cluster.connect().await).await;
+    let hint = "`weft down` and `weft up`";
+    runner
+        .check("control plane namespace exists", Severity::FATAL, hint, async || {
+            let namespaces = cluster.objects("namespaces", None).await?;
+            match namespaces.iter().any(|n| name(n) == control) {
+                true => Ok(()),
+                false => Err(format!("there is no namespace {control}")),
+            }
+        })
+        .await;
+    let hint = format!("`weft ps -n {control}` and `weft logs -n {control} POD`");
+    runner
+        .check("control plane pods are ready", Severity::FATAL_RETRY, &hint, async || {
+            let pods = cluster.objects("pods", Some(control)).await?;
+            for deployment in control_plane::deployments() {
+                let mut mine = pods.iter().filter(|p| workload(p) == deployment).peekable();
+                if mine.peek().is_none() {
+                    return Err(format!("{deployment} has no pod"));
+                }
+                if let Some(pod) = mine.find(|p| !ready(p)) {
+                    return Err(format!("{} is not ready: {}", name(pod), why_not_ready(pod)));
+                }
+            }
+            Ok(())
+        })
+        .await;
+}
+
+async fn identity(runner: &mut Runner, cluster: &impl Cluster, control: &str, now: OffsetDateTime) {
+    runner.category("weft-identity");
+    let hint = "`weft down` and `weft up`, which makes new certificates";
+    let found = runner
+        .check("certificate config is valid", Severity::FATAL, hint, async || {
+            let maps = cluster.objects("configmaps", Some(control)).await?;
+            let secrets = cluster.objects("secrets", Some(control)).await?;
+            let anchors = maps
+                .iter()
+                .find(|m| name(m) == names::TRUST_ROOTS_CONFIG_MAP)
+                .and_then(|m| m.get("data")?.get(names::TRUST_ROOTS_KEY)?.as_str())
+                .ok_or_else(|| format!("ConfigMap {} has no trust anchors", names::TRUST_ROOTS_CONFIG_MAP))?;
+            let secret = secrets.iter().find(|s| name(s) == names::ISSUER_SECRET);
+            let issuer = ["tls.crt", "crt.pem"]
+                .iter()
+                .find_map(|key| secret?.get("data")?.get(*key)?.as_str())
+                .and_then(decode)
+                .ok_or_else(|| format!("Secret {} has no issuer certificate", names::ISSUER_SECRET))?;
+            let anchor_info = trust::inspect(anchors).map_err(|e| format!("trust anchors: {e}"))?;
+            let issuer_info = trust::inspect(&issuer).map_err(|e| format!("issuer: {e}"))?;
+            Ok((anchors.to_owned(), issuer, anchor_info, issuer_info))
+        })
+        .await;
+    let Some((anchors, issuer, anchor_info, issuer_info)) = found else { return };
+    for (what, whose, certificates) in
+        [("trust anchors are", "their", &anchor_info), ("issuer cert is", "its", &issuer_info)]
+    {
+        let description = format!("{what} within {whose} validity period");
+        runner
+            .check(&description, Severity::FATAL, hint, async || {
+                for certificate in certificates {
+                    if now < certificate.not_before || now > certificate.not_after {
+                        return Err(format!(
+                            "{} is valid from {} to {}",
+                            certificate.name,
+                            certificate.not_before.date(),
+                            certificate.not_after.date()
+                        ));
+                    }
+                }
+                Ok(())
+            })
+            .await;
+        let description = format!("{what} valid for at least {WARN_DAYS} days");
+        runner
+            .check(&description, Severity::WARNING, hint, async || {
+                let soon = certificates.iter().find(|c| (c.not_after - now).whole_days() < WARN_DAYS);
+                match soon {
+                    None => Ok(()),
+                    Some(c) => {
+                        let days = (c.not_after - now).whole_days();
+                        Err(format!("{} expires in {days} days, on {}", c.name, c.not_after.date()))
+                    }
+                }
+            })
+            .await;
+    }
+    runner
+        .check("issuer cert is issued by the trust anchor", Severity::ERROR, hint, async || {
+            match trust::issued_by(&issuer, &anchors) {
+                Ok(true) => Ok(()),
+                Ok(false) => Err("no trust anchor signed the issuer".to_owned()),
+                Err(error) => Err(error.to_string()),
+            }
+        })
+        .await;
+}
+
+async fn api_checks(runner: &mut Runner, cluster: &impl Cluster, control: &str) -> Option<CheckResponse> {
+    runner.category("weft-api");
+    let hint = format!("`weft logs -n {control} deploy/{}`", names::METRICS_SERVICE);
+    runner
+        .check("can query the control plane API", Severity::FATAL_RETRY, &hint, async || cluster.api(control).await)
+        .await
+}
+
+async fn data_plane(runner: &mut Runner, cluster: &impl Cluster, options: &Options) {
+    let control = options.control.as_str();
+    runner.category("weft-data-plane");
+    if let Some(namespace) = &options.namespace {
+        runner
+            .check("data plane namespace exists", Severity::FATAL, "`weft ps -A`", async || {
+                let namespaces = cluster.objects("namespaces", None).await?;
+                match namespaces.iter().any(|n| name(n) == namespace) {
+                    true => Ok(()),
+                    false => Err(format!("there is no namespace {namespace}")),
+                }
+            })
+            .await;
+    }
+    let scope = options.namespace.as_deref();
+    let flag = scope.map_or_else(|| "-A".to_owned(), |n| format!("-n {n}"));
+    let hint = format!("`weft ps {flag}` and `weft logs POD -c {}`", names::PROXY_CONTAINER);
+    let count = Cell::new(0);
+    runner
+        .check("data plane proxies are ready", Severity::FATAL_RETRY, &hint, async || {
+            let pods = cluster.objects("pods", scope).await?;
+            let meshed: Vec<&Value> = pods.iter().filter(|p| metrics::meshed(p) && !ended(p)).collect();
+            count.set(meshed.len());
+            match meshed.iter().find(|p| !proxy_ready(p)) {
+                None => Ok(()),
+                Some(pod) => {
+                    Err(format!("the proxy of {}/{} is not ready: {}", namespace(pod), name(pod), why_not_ready(pod)))
+                }
+            }
+        })
+        .await;
+    runner
+        .check("data plane proxies are scraped", Severity::RETRY, &hint, async || {
+            let answer = cluster.api(control).await?;
+            let in_scope = |failure: &&String| scope.is_none_or(|n| failure.starts_with(&format!("{n}/")));
+            if let Some(failure) = answer.proxies_failed.iter().find(in_scope) {
+                return Err(failure.clone());
+            }
+            match count.get() > 0 && answer.proxies_scraped == 0 {
+                true => Err("no proxy has been scraped yet".to_owned()),
+                false => Ok(()),
+            }
+        })
+        .await;
+    let hint = format!("`weft ps {flag}`: pods are injected when they are made, so delete those that lack a proxy");
+    runner
+        .check("pods that ask for a proxy have one", Severity::WARNING, &hint, async || {
+            let namespaces = cluster.objects("namespaces", None).await?;
+            let pods = cluster.objects("pods", scope).await?;
+            let asks = |object: &Value| {
+                let annotation = object.pointer("/metadata/annotations")?.get(names::ANNOTATION_INJECT)?.as_str()?;
+                Some(matches!(annotation, "enabled" | "ingress"))
+            };
+            let lacking = pods.iter().find(|pod| {
+                let of_namespace = || namespaces.iter().find(|n| name(n) == namespace(pod)).and_then(asks);
+                let host = pod.pointer("/spec/hostNetwork").and_then(Value::as_bool) == Some(true);
+                !ended(pod) && !host && !metrics::meshed(pod) && asks(pod).or_else(of_namespace) == Some(true)
+            });
+            match lacking {
+                None => Ok(()),
+                Some(pod) => Err(format!("{}/{} has no proxy", namespace(pod), name(pod))),
+            }
+        })
+        .await;
+    runner
+        .check("data plane and cli versions match", Severity::WARNING, "`weft version`", async || {
+            let pods = cluster.objects("pods", scope).await?;
+            for pod in pods.iter().filter(|p| metrics::meshed(p) && !ended(p)) {
+                let annotations = pod.pointer("/metadata/annotations");
+                let version = annotations.and_then(|a| a.get(inject::ANNOTATION_PROXY_VERSION)).and_then(Value::as_str);
+                same_version(&format!("proxy of {}/{}", namespace(pod), name(pod)), version.unwrap_or("unknown"))?;
+            }
+            Ok(())
+        })
+        .await;
+}
+
+fn same_version(what: &str, version: &str) -> Result<(), String> {
+    match version == VERSION {
+        true => Ok(()),
+        false => Err(format!("{what} running {version} but cli running {VERSION}")),
+    }
+}
+
+fn decode(base64: &str) -> Option<String> {
+    use base64::Engine;
+    let bytes = base64::engine::general_purpose::STANDARD.decode(base64.trim()).ok()?;
+    String::from_utf8(bytes).ok()
+}
+
+fn text<'a>(object: &'a Value, path: &str) -> &'a str {
+    object.pointer(path).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn name(object: &Value) -> &str {
+    text(object, "/metadata/name")
+}
+
+fn namespace(object: &Value) -> &str {
+    text(object, "/metadata/namespace")
+}
+
+/// The Deployment of a pod; empty when it has none.
+fn workload(pod: &Value) -> String {
+    let metadata = pod.get("metadata").cloned().and_then(|m| serde_json::from_value(m).ok());
+    let workload = metadata.map(|m| weft_core::owner::workload(&m));
+    workload.filter(|w| w.kind == "deployment").map(|w| w.name).unwrap_or_default()
+}
+
+fn ended(pod: &Value) -> bool {
+    matches!(text(pod, "/status/phase"), "Succeeded" | "Failed") || !text(pod, "/metadata/deletionTimestamp").is_empty()
+}
+
+fn ready(pod: &Value) -> bool {
+    let conditions = pod.pointer("/status/conditions").and_then(Value::as_array);
+    conditions.into_iter().flatten().any(|c| text(c, "/type") == "Ready" && text(c, "/status") == "True")
+}
+
+fn proxy_ready(pod: &Value) -> bool {
+    statuses(pod).any(|c| text(c, "/name") == names::PROXY_CONTAINER && c.get("ready") == Some(&Value::Bool(true)))
+}
+
+fn statuses(pod: &Value) -> impl Iterator<Item = &Value> {
+    let lists = ["/status/initContainerStatuses", "/status/containerStatuses"];
+    lists.into_iter().filter_map(|list| pod.pointer(list)?.as_array()).flatten()
+}
+
+/// The container that holds a pod up, and its reason.
+fn why_not_ready(pod: &Value) -> String {
+    let holding = statuses(pod).find_map(|c| {
+        let waiting = c.pointer("/state/waiting").or(c.pointer("/state/terminated"))?;
+        let finished = text(waiting, "/reason") == "Completed";
+        let (reason, message) = (text(waiting, "/reason"), text(waiting, "/message"));
+        let detail = if message.is_empty() { reason.to_owned() } else { format!("{reason}: {message}") };
+        (!finished).then(|| format!("container {}: {detail}", text(c, "/name")))
+    });
+    let unready = || {
+        let mut unready = statuses(pod).filter(|c| c.get("ready") == Some(&Value::Bool(false)));
+        unready
+            .find(|c| c.pointer("/state/running").is_some())
+            .map(|c| format!("container {} is not ready", text(c, "/name")))
+    };
+    holding.or_else(unready).unwrap_or_else(|| match text(pod, "/status/phase") {
+        "" => "it has not started".into(),
+        phase => format!("phase {phase}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::CheckOutput;
+    use base64::Engine;
+    use serde_json::json;
+    use std::collections::BTreeMap;
+
+    /// A cluster made of lists.
+    struct Fake {
+        running: bool,
+        objects: BTreeMap<&'static str, Vec<Value>>,
+        api: Result<CheckResponse, String>,
+    }
+
+    impl Cluster for Fake {
+        async fn connect(&self) -> Result<(), String> {
+            if self.running { Ok(()) } else { Err("no cluster is running; start one with `weft up`".into()) }
+        }
+
+        async fn objects(&self, kind: &str, namespace: Option<&str>) -> Result<Vec<Value>, String> {
+            let all = self.objects.get(kind).cloned().unwrap_or_default();
+            Ok(all.into_iter().filter(|o| namespace.is_none_or(|n| super::namespace(o) == n)).collect())
+        }
+
+        async fn api(&self, _: &str) -> Result<CheckResponse, String> {
+            self.api.clone()
+        }
+    }
+
+    fn pod(namespace: &str, deployment: &str, ready: bool) -> Value {
+        json!({
+            "metadata": {
+                "name": format!("{deployment}-abc-12345"),
+                "namespace": namespace,
+                "labels": { "pod-template-hash": "abc" },
+                "annotations": { "linkerd.io/proxy-version": VERSION },
+                "ownerReferences": [{
+                    "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": format!("{deployment}-abc"), "uid": "1",
+                }],
+            },
+            "spec": { "containers": [{ "name": "linkerd-proxy" }, { "name": "app" }] },
+            "status": {
+                "phase": "Running",
+                "conditions": [{ "type": "Ready", "status": if ready { "True" } else { "False" } }],
+                "containerStatuses": [
+                    { "name": "linkerd-proxy", "ready": ready, "state": { "running": {} } },
+                    { "name": "app", "ready": true, "state": { "running": {} } },
+                ],
+            },
+        })
+    }
+
+    fn healthy(now: OffsetDateTime) -> Fake {
+        let trust = trust::generate(now).unwrap();
+        let encode = |pem: &str| base64::engine::general_purpose::STANDARD.encode(pem);
+        let named = |name: &str| json!({ "name": name, "namespace": "weft" });
+        let mut pods: Vec<Value> = control_plane::deployments().map(|d| pod("weft", d, true)).collect();
+        pods.push(pod("emojivoto", "web", true));
+        let namespace =
+            |name: &str| json!({ "metadata": { "name": name, "annotations": { "linkerd.io/inject": "enabled" } } });
+        let anchors =
+            json!({ "metadata": named("weft-identity-trust-roots"), "data": { "ca-bundle.crt": trust.anchor_pem } });
+        let issuer =
+            json!({ "metadata": named("weft-identity-issuer"), "data": { "tls.crt": encode(&trust.issuer_pem) } });
+        Fake {
+            running: true,
+            objects: BTreeMap::from([
+                ("namespaces", vec![namespace("weft"), namespace("emojivoto")]),
+                ("configmaps", vec![anchors]),
+                ("secrets", vec![issuer]),
+                ("pods", pods),
+            ]),
+            api: Ok(CheckResponse { version: VERSION.into(), proxies_scraped: 4, proxies_failed: Vec::new() }),
+        }
+    }
+
+    fn checked(cluster: &Fake, output: CheckOutput, namespace: Option<&str>) -> (bool, String) {
+        let mut runner = Runner::collecting(output);
+        let options = Options { control: "weft".into(), namespace: namespace.map(str::to_owned), proxy_only: false };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(run(&mut runner, cluster, &options));
+        let success = runner.finish();
+        (success, runner.text().to_owned())
+    }
+
+    #[test]
+    fn a_healthy_mesh() {
+        let cluster = healthy(OffsetDateTime::now_utc());
+        let (success, text) = checked(&cluster, CheckOutput::Table, None);
+        let expected = "\
+weft-existence
+--------------
+√ a cluster is running
+√ control plane namespace exists
+√ control plane pods are ready
+
+weft-identity
+-------------
+√ certificate config is valid
+√ trust anchors are within their validity period
+√ trust anchors are valid for at least 60 days
+√ issuer cert is within its validity period
+√ issuer cert is valid for at least 60 days
+√ issuer cert is issued by the trust anchor
+
+weft-api
+--------
+√ can query the control plane API
+
+control-plane-version
+---------------------
+√ control plane and cli versions match
+
+weft-data-plane
+---------------
+√ data plane proxies are ready
+√ data plane proxies are scraped
+√ pods that ask for a proxy have one
+√ data plane and cli versions match
+
+Status check results are √
+";
+        assert_eq!(text, expected);
+        assert!(success);
+        assert_eq!(checked(&cluster, CheckOutput::Short, None).1, "Status check results are √\n");
+    }
+
+    #[test]
+    fn without_a_cluster() {
+        let mut cluster = healthy(OffsetDateTime::now_utc());
+        cluster.running = false;
+        let (success, text) = checked(&cluster, CheckOutput::Table, None);
+        assert!(!success);
+        let expected = "\
+weft-existence
+--------------
+× a cluster is running
+    no cluster is running; start one with `weft up`
+    see `weft up --help` for hints
+
+Status check results are ×
+";
+        assert_eq!(text, expected);
+        let (_, text) = checked(&cluster, CheckOutput::Json, None);
+        let value: Value = serde_json::from_str(&text).unwrap();
+        let expected = json!({
+            "success": false,
+            "categories": [{
+                "categoryName": "weft-existence",
+                "checks": [{
+                    "description": "a cluster is running",
+                    "hint": "`weft up --help`",
+                    "error": "no cluster is running; start one with `weft up`",
+                    "result": "error",
+                }],
+            }],
+        });
+        assert_eq!(value, expected);
+    }
+
+    #[test]
+    fn each_fault_is_named() {
+        let now = OffsetDateTime::now_utc();
+        let fault = |change: &dyn Fn(&mut Fake), namespace: Option<&str>| {
+            let mut cluster = healthy(now);
+            change(&mut cluster);
+            checked(&cluster, CheckOutput::Short, namespace)
+        };
+        type Change<'a> = &'a dyn Fn(&mut Fake);
+        let cases: [(Change<'_>, bool, &str); 9] = [
+            (
+                &|c| c.objects.get_mut("pods").unwrap()[0] = pod("weft", "weft-identity", false),
+                false,
+                "weft-identity-abc-12345 is not ready: container linkerd-proxy is not ready",
+            ),
+            (&|c| drop(c.objects.get_mut("pods").unwrap().remove(0)), false, "weft-identity has no pod"),
+            (&|c| drop(c.objects.remove("namespaces")), false, "there is no namespace weft"),
+            (&|c| drop(c.objects.remove("secrets")), false, "Secret weft-identity-issuer has no issuer certificate"),
+            (&|c| c.api = Err("cannot connect".into()), false, "cannot connect"),
+            (&|c| c.api.as_mut().unwrap().version = "0.0.0".into(), true, "control plane running 0.0.0 but cli"),
+            (
+                &|c| c.api.as_mut().unwrap().proxies_failed.push("emojivoto/web-1: refused".into()),
+                false,
+                "emojivoto/web-1: refused",
+            ),
+            (
+                &|c| c.objects.get_mut("pods").unwrap()[3] = pod("emojivoto", "web", false),
+                false,
+                "the proxy of emojivoto/web-abc-12345 is not ready",
+            ),
+            (
+                &|c| {
+                    drop(c.objects.get_mut("pods").unwrap()[3]["spec"]["containers"].as_array_mut().unwrap().remove(0))
+                },
+                true,
+                "emojivoto/web-abc-12345 has no proxy",
+            ),
+        ];
+        for (change, success, expected) in cases {
+            let (ok, text) = fault(change, None);
+            assert!(text.contains(expected), "{expected}: {text}");
+            assert_eq!(ok, success, "{expected}");
+        }
+        let (ok, text) = fault(&|_| {}, Some("nowhere"));
+        assert!(!ok && text.contains("there is no namespace nowhere"));
+        let (ok, _) =
+            fault(&|c| c.api.as_mut().unwrap().proxies_failed.push("other/web-1: refused".into()), Some("emojivoto"));
+        assert!(ok);
+    }
+
+    #[test]
+    fn certificates_that_end() {
+        let now = OffsetDateTime::now_utc();
+        let old = |days: i64| checked(&healthy(now - time::Duration::days(days)), CheckOutput::Short, None);
+        let (ok, text) = old(trust::ISSUER_DAYS - 30);
+        assert!(ok && text.contains("‼ issuer cert is valid for at least 60 days"), "{text}");
+        let (ok, text) = old(trust::ISSUER_DAYS + 1);
+        assert!(!ok && text.contains("× issuer cert is within its validity period"), "{text}");
+    }
+}
