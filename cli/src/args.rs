@@ -44,7 +44,7 @@ pub enum Command {
     /// Run a command in a pod
     Exec(weft_local::args::Exec),
     /// Add the proxy to manifests
-    Inject(Inject),
+    Inject(Box<Inject>),
     /// Remove the proxy from manifests
     Uninject(Uninject),
     /// Show traffic: success rate, requests per second, latency
@@ -232,9 +232,6 @@ pub struct Inject {
     /// File of trust anchors (PEM) for --manual; those of the running cluster by default
     #[arg(long, value_name = "FILE", requires = "manual")]
     pub identity_trust_anchors_file: Option<PathBuf>,
-    /// Route by the destination of each request, for ingress controllers
-    #[arg(long)]
-    pub ingress: bool,
     /// Form of the output
     #[arg(short = 'o', long, value_enum, default_value_t)]
     pub output: ManifestOutput,

@@ -66,7 +66,7 @@ pub fn render(mut edges: Vec<Edge>, output: Output) -> Option<String> {
         if output == Output::Wide {
             cells.extend([short_identity(&edge.client_id), short_identity(&edge.server_id)]);
         }
-        cells.push(if edge.no_tls_reason.is_empty() { "√".into() } else { words(&edge.no_tls_reason) });
+        cells.push(if edge.no_tls_reason.is_empty() { "√".into() } else { edge.no_tls_reason.clone() });
         cells
     });
     Some(render_table(&columns, &rows.collect::<Vec<_>>()))
@@ -77,21 +77,6 @@ fn short_identity(identity: &str) -> String {
     identity.split('.').take(2).collect::<Vec<_>>().join(".")
 }
 
-/// A reason as it stands in metrics (`not_http`) in words (`Not HTTP`).
-fn words(reason: &str) -> String {
-    let word = |word: &str| match word {
-        "http" | "tls" => word.to_ascii_uppercase(),
-        _ => {
-            let mut letters = word.chars();
-            letters.next().map(|first| first.to_ascii_uppercase()).into_iter().chain(letters).collect()
-        }
-    };
-    if reason.contains(|c: char| c != '_' && !c.is_ascii_lowercase()) {
-        return reason.to_owned();
-    }
-    reason.split('_').map(word).collect::<Vec<String>>().join(" ")
-}
-
 fn to_json(edge: &Edge) -> Value {
     json!({
         "src": edge.src,
@@ -100,6 +85,6 @@ fn to_json(edge: &Edge) -> Value {
         "dst_namespace": edge.dst_namespace,
         "client_id": short_identity(&edge.client_id),
         "server_id": short_identity(&edge.server_id),
-        "no_tls_reason": words(&edge.no_tls_reason),
+        "no_tls_reason": edge.no_tls_reason,
     })
 }

@@ -16,10 +16,7 @@ use weft_core::{manifest, names};
 /// When an input cannot be read or understood.
 pub async fn inject(args: Inject, control: &str) -> Result<ExitCode, Failure> {
     let documents = read(&args.inputs)?;
-    let mut annotations = args.proxy.annotations();
-    if args.ingress {
-        annotations.insert(names::ANNOTATION_INJECT.into(), "ingress".into());
-    }
+    let annotations = args.proxy.annotations();
     let anchors = match (&args.identity_trust_anchors_file, args.manual) {
         (_, false) => None,
         (Some(file), true) => Some(read_anchors(file)?),
@@ -87,7 +84,6 @@ pub fn transform_inject(
 /// inject them again.
 fn with_settings(document: &Value, annotations: &BTreeMap<String, String>) -> Value {
     match annotate(document, annotations) {
-        Ok(annotated) if annotations.contains_key(names::ANNOTATION_INJECT) => annotated.value,
         Ok(annotated) => {
             let asked = weft_core::inject::unannotate(document).value != *document;
             if asked { annotated.value } else { unannotate(&annotated.value).value }

@@ -87,7 +87,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Ps(args) => Ok(weft_local::ps(args).await?),
         Command::Logs(args) => Ok(weft_local::logs(args).await?),
         Command::Exec(args) => Ok(weft_local::exec(args).await?),
-        Command::Inject(args) => inject::inject(args, control).await,
+        Command::Inject(args) => inject::inject(*args, control).await,
         Command::Uninject(args) => inject::uninject(args),
         Command::Stat(args) | Command::Viz(VizCommand::Stat(args)) => stat::run(args, control).await,
         Command::Edges(args) | Command::Viz(VizCommand::Edges(args)) => edges::run(args, control).await,

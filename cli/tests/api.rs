@@ -11,10 +11,10 @@ async fn answer(mut server: tokio::io::DuplexStream, body_length: usize, text: &
         let mut chunk = [0; 1024];
         let count = server.read(&mut chunk).await.unwrap();
         request.extend_from_slice(&chunk[..count]);
-        if let Some(head) = request.windows(4).position(|w| w == b"\r\n\r\n") {
-            if request.len() >= head + 4 + body_length {
-                break head;
-            }
+        if let Some(head) = request.windows(4).position(|w| w == b"\r\n\r\n")
+            && request.len() >= head + 4 + body_length
+        {
+            break head;
         }
         assert!(count > 0, "the client went away");
     };

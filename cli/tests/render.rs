@@ -141,11 +141,7 @@ fn some_edges() -> Vec<Edge> {
             no_tls_reason: reason.into(),
         }
     };
-    vec![
-        edge("web", "voting", ""),
-        edge("web", "emoji", ""),
-        edge("vote-bot", "web", "not_provided_by_service_discovery"),
-    ]
+    vec![edge("web", "voting", ""), edge("web", "emoji", ""), edge("vote-bot", "web", "the server is not in the mesh")]
 }
 
 #[test]

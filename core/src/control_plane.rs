@@ -228,7 +228,7 @@ fn deployment(config: &ControlPlaneConfig, component: &Component) -> Value {
                     "serviceAccountName": component.deployment,
                     "containers": [{
                         "name": component.name,
-                        "image": format!("weft-controller:{}", config.version),
+                        "image": format!("weft/controller:{}", config.version),
                         "imagePullPolicy": "IfNotPresent",
                         "command": command,
                         "ports": ports,

@@ -115,6 +115,7 @@ fn a_bad_annotation_is_named() {
         ("proxy-admin-shutdown", "perhaps"),
         ("image-pull-policy", "Sometimes"),
         ("proxy-additional-env", "{}"),
+        ("proxy-require-identity-inbound-ports", "80"),
     ] {
         let mut deployment = input("inject/deployment.yaml");
         let key = format!("config.linkerd.io/{name}");

@@ -22,12 +22,18 @@ impl Env {
     }
 }
 
+/// The image with its tag, unless it names one (or a digest) itself.
+fn image(settings: &Settings) -> String {
+    let last = settings.image.rsplit('/').next().unwrap_or_default();
+    if last.contains([':', '@']) { settings.image.clone() } else { format!("{}:{}", settings.image, settings.version) }
+}
+
 /// The proxy.
 pub(super) fn proxy(settings: &Settings, config: &InjectConfig) -> Value {
     let mut container = Map::new();
     let mut put = |key: &str, value: Value| container.insert(key.to_owned(), value);
     put("name", names::PROXY_CONTAINER.into());
-    put("image", format!("{}:{}", settings.image, settings.version).into());
+    put("image", image(settings).into());
     put("imagePullPolicy", settings.pull_policy.clone().into());
     put("command", json!(["weft-proxy"]));
     put("env", environment(settings, config).into());
@@ -111,24 +117,16 @@ fn environment(settings: &Settings, config: &InjectConfig) -> Vec<Value> {
 
     env.proxy("DESTINATION_CONTEXT", r#"{"ns":"$(_pod_ns)", "nodeName":"$(_pod_nodeName)", "pod":"$(_pod_name)"}"#);
     env.proxy("DESTINATION_PROFILE_NETWORKS", config.cluster_networks.clone());
-    env.proxy("DESTINATION_PROFILE_SUFFIXES", format!("svc.{domain}."));
     env.proxy("POLICY_WORKLOAD", r#"{"ns":"$(_pod_ns)", "pod":"$(_pod_name)"}"#);
     env.proxy("POLICY_CLUSTER_NETWORKS", config.cluster_networks.clone());
 
     env.proxy("INBOUND_LISTEN_ADDR", format!("0.0.0.0:{}", settings.inbound_port));
     env.proxy("OUTBOUND_LISTEN_ADDR", format!("127.0.0.1:{}", settings.outbound_port));
-    env.proxy("CONTROL_LISTEN_ADDR", format!("0.0.0.0:{}", settings.control_port));
     env.proxy("ADMIN_LISTEN_ADDR", format!("0.0.0.0:{}", settings.admin_port));
     env.field("LINKERD2_PROXY_INBOUND_IPS", "status.podIPs");
     env.proxy("INBOUND_PORTS", settings.inbound_ports.clone());
     env.proxy("INBOUND_DEFAULT_POLICY", settings.default_inbound_policy.clone());
     env.proxy("INBOUND_PORTS_DISABLE_PROTOCOL_DETECTION", settings.opaque_ports.clone());
-    if !settings.require_identity_ports.is_empty() {
-        env.proxy("INBOUND_PORTS_REQUIRE_IDENTITY", settings.require_identity_ports.clone());
-    }
-    if settings.ingress {
-        env.proxy("INGRESS_MODE", "true");
-    }
 
     env.proxy("INBOUND_CONNECT_TIMEOUT", settings.inbound_connect_timeout.clone());
     env.proxy("OUTBOUND_CONNECT_TIMEOUT", settings.outbound_connect_timeout.clone());
@@ -184,7 +182,7 @@ pub(super) fn init(settings: &Settings) -> Value {
     let mut container = Map::new();
     let mut put = |key: &str, value: Value| container.insert(key.to_owned(), value);
     put("name", names::INIT_CONTAINER.into());
-    put("image", format!("{}:{}", settings.image, settings.version).into());
+    put("image", image(settings).into());
     put("imagePullPolicy", settings.pull_policy.clone().into());
     put("command", json!(["weft-init"]));
     put("args", args.into());

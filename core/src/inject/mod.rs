@@ -40,9 +40,9 @@ pub struct InjectConfig {
     pub trust_anchors_pem: String,
     /// Networks that count as the cluster, comma-separated.
     pub cluster_networks: String,
-    /// Image of the proxy and of the init container, without tag.
+    /// Image of the proxy and of the init container; [`InjectConfig::proxy_version`] is its tag unless it has one.
     pub proxy_image: String,
-    /// Tag of the image, also written to the annotation `linkerd.io/proxy-version`.
+    /// Version of the proxy, also written to the annotation `linkerd.io/proxy-version`.
     pub proxy_version: String,
     /// `Always`, `IfNotPresent` or `Never`.
     pub image_pull_policy: String,
@@ -66,7 +66,7 @@ impl InjectConfig {
             cluster_domain: names::CLUSTER_DOMAIN.into(),
             trust_anchors_pem: trust_anchors_pem.into(),
             cluster_networks: names::CLUSTER_NETWORKS.into(),
-            proxy_image: "weft-proxy".into(),
+            proxy_image: "weft/proxy".into(),
             proxy_version: version.into(),
             image_pull_policy: "IfNotPresent".into(),
             created_by: format!("weft/local {version}"),

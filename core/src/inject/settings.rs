@@ -22,7 +22,6 @@ pub(super) struct Settings {
     pub skip_subnets: String,
     pub inbound_ports: String,
     pub opaque_ports: String,
-    pub require_identity_ports: String,
     pub default_inbound_policy: String,
     pub log_level: String,
     pub log_format: String,
@@ -35,7 +34,6 @@ pub(super) struct Settings {
     pub shutdown_endpoint: bool,
     pub shutdown_grace: Option<String>,
     pub cores: u32,
-    pub ingress: bool,
     /// `requests` and `limits`, or nothing.
     pub resources: Map<String, Value>,
     /// Further environment variables; they replace ours of the same name.
@@ -113,10 +111,12 @@ impl Settings {
     ) -> Result<Settings, Fault> {
         let a = Annotations { template, namespace };
         let named = named_ports(template);
-        let inject = annotation(template, names::ANNOTATION_INJECT);
-        let inject = inject.or(namespace.get(names::ANNOTATION_INJECT).map(String::as_str));
         let default_opaque = names::DEFAULT_OPAQUE_PORTS.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
         let (resources, cpu) = resources(&a)?;
+        // Ignoring a demand for security would be worse than refusing it.
+        a.parsed("proxy-require-identity-inbound-ports", |_| {
+            Err::<(), _>("is not supported; use config.linkerd.io/default-inbound-policy: all-authenticated".to_owned())
+        })?;
         let component = template.pointer("/metadata/labels").and_then(|l| l.get(names::LABEL_COMPONENT));
         Ok(Settings {
             image: a.text("proxy-image", &config.proxy_image),
@@ -144,7 +144,6 @@ impl Settings {
                 Some(_) => a.parsed("opaque-ports", |v| port_ranges_or_names(v, &named))?.unwrap_or_default(),
                 None => default_opaque,
             },
-            require_identity_ports: a.parsed("proxy-require-identity-inbound-ports", port_ranges)?.unwrap_or_default(),
             default_inbound_policy: a.one_of(
                 "default-inbound-policy",
                 &[
@@ -168,7 +167,6 @@ impl Settings {
             shutdown_endpoint: a.flag("proxy-admin-shutdown")?,
             shutdown_grace: a.parsed("shutdown-grace-period", go_duration)?,
             cores: cpu.map_or(1, |cpu| cpu.ceil().clamp(1.0, 1024.0) as u32),
-            ingress: inject == Some("ingress"),
             resources,
             additional_env: a.parsed("proxy-additional-env", environment)?.unwrap_or_default(),
             component: component.and_then(Value::as_str).map(str::to_owned),
