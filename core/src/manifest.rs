@@ -101,8 +101,12 @@ pub fn values(source_name: &str, text: &str) -> Result<Vec<(usize, Value)>, Erro
         };
         match complete {
             Ok(()) => return Ok(json),
-            // Flow-style YAML also begins with a brace; let the YAML parser have the last word.
-            Err(error) if serde_yaml_ng::from_str::<serde_yaml_ng::Value>(text).is_err() && !text.contains("\n---") => {
+            // Flow-style YAML also begins with a brace; let the YAML parser have the last word, unless the text is JSON
+            // nested too deeply, which YAML's would take very long to find out.
+            Err(error)
+                if error.to_string().contains("recursion limit")
+                    || (!text.contains("\n---") && serde_yaml_ng::from_str::<serde_yaml_ng::Value>(text).is_err()) =>
+            {
                 return Err(fail(json.len() + 1, format!("not valid JSON: {error}")));
             }
             Err(_) => {}

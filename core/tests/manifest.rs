@@ -136,9 +136,9 @@ fn every_error_names_file_document_and_field() {
 
 #[test]
 fn deep_nesting_and_aliases_end() {
-    let deep = format!("{}1{}", "[".repeat(10_000), "]".repeat(10_000));
+    let deep = format!("{}1{}", "[".repeat(2_000), "]".repeat(2_000));
     assert!(parse(&deep).is_err());
-    assert!(parse(&format!("{}1{}", "{\"a\":".repeat(10_000), "}".repeat(10_000))).is_err());
+    assert!(parse(&format!("{}1{}", "{\"a\":".repeat(2_000), "}".repeat(2_000))).is_err());
     let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
     for level in 1..12 {
         let before = format!("*a{}, ", level - 1).repeat(10);
