@@ -120,7 +120,8 @@ impl FromStr for Publish {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || format!("`{text}` is not PORT:SERVICE.NAMESPACE:PORT, for example 8080:web-svc.emojivoto:80");
         let mut parts = text.split(':');
-        let (Some(host), Some(target), Some(port), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        let (Some(host), Some(target), Some(port), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
             return Err(wrong());
         };
         let (service, namespace) = target.split_once('.').ok_or_else(wrong)?;

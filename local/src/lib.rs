@@ -6,11 +6,29 @@
 //! - [`internal`] must be the first thing that `main` calls, while there is only one thread: the program re-executes
 //!   itself (`/proc/self/exe`) for the node, the pods and the containers.
 //! - [`client::Client`] is how other commands reach the running cluster.
+//!
+//! Processes: `weft up` (or its background process) starts the node in new network, mount, PID, UTS and IPC namespaces
+//! and holds its lifeline; the node starts one holder a pod, in namespaces nested in its own; the holder starts the
+//! containers. No namespace has a name and nothing is mounted outside them, so when the node ends, for whatever reason,
+//! the kernel removes everything. Pods have no way out to the host's network: none is needed, and nothing of the host is
+//! changed. Containers are no security boundary: they see the machine's files, read-only in effect.
 
 pub mod args;
 pub mod client;
+mod commands;
+mod container;
+mod dns_forward;
 mod error;
+mod host;
+mod manifests;
+mod node;
+mod pod;
+mod proto;
+pub mod rundir;
+mod system;
+mod table;
 
+pub use commands::{Options, apply, delete, down, down_at, exec, logs, ps, up, up_with};
 pub use error::Error;
 
 use std::process::ExitCode;
@@ -18,48 +36,12 @@ use std::process::ExitCode;
 /// Runs one of the hidden roles (node, pod, container, host) when the command line asks for it, and answers its exit
 /// code; `None` for every ordinary command line. Call it first in `main`, before any thread or runtime exists.
 pub fn internal() -> Option<ExitCode> {
-    None
-}
-
-/// `weft up`: starts the cluster, applies the files, waits until everything is ready, then stays until Ctrl-C, or
-/// returns with `--detach`.
-pub async fn up(args: args::Up) -> Result<ExitCode, Error> {
-    let _ = args;
-    Err(Error::new("the cluster is not built yet"))
-}
-
-/// `weft down`: stops the cluster and removes what a crashed one left.
-pub async fn down(args: args::Down) -> Result<ExitCode, Error> {
-    let _ = args;
-    Err(Error::new("the cluster is not built yet"))
-}
-
-/// `weft apply -f`: creates and changes objects, all or none.
-pub async fn apply(args: args::Apply) -> Result<ExitCode, Error> {
-    let _ = args;
-    Err(Error::new("the cluster is not built yet"))
-}
-
-/// `weft delete -f`: deletes the objects that the files name.
-pub async fn delete(args: args::Delete) -> Result<ExitCode, Error> {
-    let _ = args;
-    Err(Error::new("the cluster is not built yet"))
-}
-
-/// `weft ps`: the table of pods.
-pub async fn ps(args: args::Ps) -> Result<ExitCode, Error> {
-    let _ = args;
-    Err(Error::new("the cluster is not built yet"))
-}
-
-/// `weft logs`: what a container printed.
-pub async fn logs(args: args::Logs) -> Result<ExitCode, Error> {
-    let _ = args;
-    Err(Error::new("the cluster is not built yet"))
-}
-
-/// `weft exec`: runs a command in a container's namespaces; answers its exit code.
-pub async fn exec(args: args::Exec) -> Result<ExitCode, Error> {
-    let _ = args;
-    Err(Error::new("the cluster is not built yet"))
+    let mut arguments = std::env::args_os().skip(1);
+    match arguments.next()?.to_str()? {
+        system::role::NODE => Some(node::main()),
+        system::role::POD => Some(pod::main()),
+        system::role::CONTAINER => Some(container::main(arguments.next().as_deref())),
+        system::role::HOST => Some(host::main()),
+        _ => None,
+    }
 }

@@ -1,0 +1,291 @@
+//! The commands: what they print, and their exit codes.
+
+use crate::client::Client;
+use crate::error::Context;
+use crate::host::{Host, Plan, start_detached, wait_for_signal};
+use crate::manifests;
+use crate::node;
+use crate::rundir::RunDir;
+use crate::{Error, args, table};
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::time::Instant;
+use weft_core::names::CONTROL_NAMESPACE;
+
+/// How a cluster is started; [`up`] uses the default. Tests start one without control plane.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Run the control plane, and inject pods that ask for it.
+    pub control_plane: bool,
+    /// The run directory, when it is not the environment's.
+    pub run_dir: Option<RunDir>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { control_plane: true, run_dir: None }
+    }
+}
+
+/// `weft up`: starts the cluster, applies the files, waits until everything is ready, then stays until Ctrl-C, or
+/// returns with `--detach`.
+///
+/// # Errors
+/// When something is wrong with the files or the machine, or something is not ready in time; the cluster is stopped then.
+pub async fn up(args: args::Up) -> Result<ExitCode, Error> {
+    up_with(args, Options::default()).await
+}
+
+/// As [`up`], with options that the command line does not have.
+///
+/// # Errors
+/// As [`up`].
+pub async fn up_with(args: args::Up, options: Options) -> Result<ExitCode, Error> {
+    let run = match options.run_dir {
+        Some(run) => run,
+        None => RunDir::from_env()?,
+    };
+    // Everything that can be wrong with the files is known before anything starts.
+    let documents = manifests::read(&args.files)?;
+    let programs = std::env::current_exe().context("cannot find this program")?;
+    let plan = Plan {
+        node: node::Config {
+            run_dir: run.path().to_owned(),
+            programs: programs.parent().map(std::path::Path::to_owned).unwrap_or_default(),
+            path: std::env::var("PATH").unwrap_or_default(),
+            control_plane: options.control_plane,
+            log_level: std::env::var("WEFT_LOG").unwrap_or_else(|_| "info".into()),
+        },
+        publish: args.publish.clone(),
+    };
+    let timeout = Duration::from_secs(args.timeout);
+    if args.detach {
+        start_detached(&plan).await?;
+        let client = Client::at(run.clone()).await?;
+        let result = bring_up(&client, documents, options.control_plane, timeout).await;
+        if let Err(e) = result {
+            shut_down(&run, &client).await?;
+            return Err(e);
+        }
+        announce(&args, true);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut host = Host::start(&plan).await?;
+    let client = host.client.clone();
+    let never = tokio::sync::Notify::new();
+    let outcome = tokio::select! {
+        result = bring_up(&client, documents, options.control_plane, timeout) => result.map(|()| true),
+        () = wait_for_signal(&never) => Ok(false),
+        () = host.ended() => Err(Error::new("the cluster has ended; see the log of the node")),
+    };
+    let outcome = match outcome {
+        Ok(true) => {
+            announce(&args, false);
+            tokio::select! {
+                () = wait_for_signal(&never) => eprintln!("stopping the cluster"),
+                () = host.ended() => eprintln!("the cluster was stopped"),
+            }
+            Ok(())
+        }
+        Ok(false) => {
+            eprintln!("stopping the cluster");
+            Ok(())
+        }
+        Err(e) => Err(e),
+    };
+    host.stop().await?;
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+/// Applies files and waits for everything, showing how far it is.
+async fn bring_up(
+    client: &Client,
+    documents: Vec<crate::proto::Document>,
+    control_plane: bool,
+    timeout: Duration,
+) -> Result<(), Error> {
+    if control_plane {
+        eprintln!("started the cluster; the control plane runs in namespace {CONTROL_NAMESPACE}");
+    } else {
+        eprintln!("started the cluster, without control plane");
+    }
+    if !documents.is_empty() {
+        for outcome in client.apply(documents, "default").await? {
+            eprintln!("{} {}", outcome.object, outcome.verb);
+        }
+    }
+    wait_until_ready(client, timeout).await
+}
+
+async fn wait_until_ready(client: &Client, timeout: Duration) -> Result<(), Error> {
+    let deadline = Instant::now() + timeout;
+    let terminal = std::io::stderr().is_terminal();
+    let mut shown = String::new();
+    let mut since = 0;
+    loop {
+        let Ok(asked) = tokio::time::timeout_at(deadline, client.readiness(since)).await else {
+            break;
+        };
+        let readiness = asked?;
+        since = readiness.version;
+        let line = format!("{} of {} pods ready", readiness.ready, readiness.wanted);
+        if line != shown {
+            if terminal {
+                eprint!("\r\x1b[K{line}");
+            } else {
+                eprintln!("{line}");
+            }
+            shown = line;
+        }
+        if readiness.missing.is_empty() {
+            if terminal {
+                eprintln!();
+            }
+            return Ok(());
+        }
+    }
+    if terminal {
+        eprintln!();
+    }
+    let readiness = client.readiness(0).await?;
+    let mut message = format!("not everything is ready after {} s:", timeout.as_secs());
+    for line in readiness.missing.iter().chain(&readiness.details) {
+        message.push_str("\n  ");
+        message.push_str(line);
+    }
+    Err(Error::new(message))
+}
+
+fn announce(args: &args::Up, detached: bool) {
+    for publish in &args.publish {
+        let (name, namespace) = (&publish.service, &publish.namespace);
+        eprintln!("http://127.0.0.1:{} leads to {name}.{namespace} port {}", publish.host_port, publish.port);
+    }
+    if detached {
+        eprintln!("everything is ready; `weft ps -A` lists the pods, `weft down` stops the cluster");
+    } else {
+        eprintln!("everything is ready; `weft ps -A` lists the pods, Ctrl-C stops the cluster");
+    }
+}
+
+/// `weft down`: stops the cluster and removes what a crashed one left.
+///
+/// # Errors
+/// When the cluster does not end.
+pub async fn down(args: args::Down) -> Result<ExitCode, Error> {
+    let args::Down {} = args;
+    down_at(&RunDir::from_env()?).await
+}
+
+/// As [`down`], of a given run directory.
+///
+/// # Errors
+/// As [`down`].
+pub async fn down_at(run: &RunDir) -> Result<ExitCode, Error> {
+    let shown = run.path().display();
+    if !run.is_held() {
+        let removed = run.remove_stale()?;
+        if removed {
+            eprintln!("removed what a crashed cluster left in {shown}");
+        } else {
+            eprintln!("no cluster is running (run directory {shown})");
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let client = Client::at(run.clone()).await?;
+    shut_down(run, &client).await?;
+    eprintln!("stopped the cluster");
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn shut_down(run: &RunDir, client: &Client) -> Result<(), Error> {
+    // It may have ended this very moment.
+    let told = client.shut_down().await;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while run.is_held() {
+        if Instant::now() > deadline {
+            told?;
+            return Err(Error::new(format!("the cluster in {} does not end", run.path().display())));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    run.remove_stale().map(drop)
+}
+
+/// `weft apply -f`: creates and changes objects, all or none.
+///
+/// # Errors
+/// When something is wrong with the files; nothing is changed then.
+pub async fn apply(args: args::Apply) -> Result<ExitCode, Error> {
+    let client = Client::connect().await?;
+    let documents = manifests::read(&args.files)?;
+    for outcome in client.apply(documents, &args.namespace).await? {
+        println!("{} {}", outcome.object, outcome.verb);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `weft delete -f`: deletes the objects that the files name, and waits until they are gone.
+///
+/// # Errors
+/// When something is wrong with the files, or an object does not exist; nothing is deleted then.
+pub async fn delete(args: args::Delete) -> Result<ExitCode, Error> {
+    let client = Client::connect().await?;
+    let documents = manifests::read(&args.files)?;
+    for outcome in client.delete(documents, &args.namespace, args.ignore_not_found).await? {
+        println!("{} {}", outcome.object, outcome.verb);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `weft ps`: the table of pods.
+///
+/// # Errors
+/// When no cluster runs.
+pub async fn ps(args: args::Ps) -> Result<ExitCode, Error> {
+    let client = Client::connect().await?;
+    let namespace = (!args.all_namespaces).then_some(args.namespace.as_str());
+    let pods = client.objects("pods", namespace).await?;
+    if args.output.as_deref() == Some("json") {
+        let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": pods});
+        println!("{}", serde_json::to_string_pretty(&list).context("cannot write JSON")?);
+    } else if pods.is_empty() {
+        match namespace {
+            Some(namespace) => eprintln!("No resources found in {namespace} namespace."),
+            None => eprintln!("No resources found."),
+        }
+    } else {
+        print!("{}", table::pods(&pods, args.all_namespaces, node::timestamp()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `weft logs`: what a container printed.
+///
+/// # Errors
+/// When there is no such container.
+pub async fn logs(args: args::Logs) -> Result<ExitCode, Error> {
+    let client = Client::connect().await?;
+    let mut stream = client.logs(&args).await?;
+    let mut stdout = tokio::io::stdout();
+    // Both a closed pipe and a cluster that ends are an end of the log.
+    let _ = tokio::io::copy(&mut stream, &mut stdout).await;
+    let _ = stdout.flush().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `weft exec`: runs a command in a container's namespaces; answers its exit code.
+///
+/// # Errors
+/// When there is no such container, or the command cannot be run.
+pub async fn exec(args: args::Exec) -> Result<ExitCode, Error> {
+    let client = Client::connect().await?;
+    let code = client.exec(&args, tokio::io::stdin(), tokio::io::stdout(), tokio::io::stderr()).await?;
+    if args.stdin {
+        // A thread of the runtime may still wait for standard input, and would keep the program from ending.
+        std::process::exit(i32::from(code));
+    }
+    Ok(ExitCode::from(code))
+}

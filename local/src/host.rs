@@ -1,0 +1,274 @@
+//! The host's side of a running cluster: it holds the run directory and the node's lifeline, publishes ports, and
+//! resolves names outside the cluster for the pods. `weft up` does it itself, or leaves a background process to do it.
+
+use crate::args::Publish;
+use crate::client::Client;
+use crate::error::Context;
+use crate::node::{Config, Hello};
+use crate::proto::{self, frame};
+use crate::rundir::{Lock, RunDir};
+use crate::system::{self, SELF, role};
+use crate::{Error, dns_forward};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, ExitCode, Stdio};
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+/// What a cluster is started with.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    pub(crate) node: Config,
+    pub(crate) publish: Vec<Publish>,
+}
+
+/// A cluster that this process holds. It ends with this process.
+pub(crate) struct Host {
+    run: RunDir,
+    lock: Lock,
+    ended: oneshot::Receiver<()>,
+    lifeline: std::process::ChildStdin,
+    pub(crate) client: Client,
+    _tasks: tokio::task::JoinSet<()>,
+}
+
+impl Host {
+    /// Takes the run directory, starts the node, and serves what is published.
+    ///
+    /// # Errors
+    /// When a cluster already runs there, a port is taken, or the node cannot start.
+    pub(crate) async fn start(plan: &Plan) -> Result<Host, Error> {
+        let run = RunDir::at(&plan.node.run_dir)?;
+        let mut listeners = Vec::new();
+        for publish in &plan.publish {
+            let listener = TcpListener::bind(("127.0.0.1", publish.host_port)).await;
+            listeners.push((
+                listener.context(format!("cannot publish at 127.0.0.1:{}", publish.host_port))?,
+                publish.clone(),
+            ));
+        }
+        let lock = run.lock()?;
+        let (lifeline, ended) = match start_node(&run, &plan.node).await {
+            Ok(started) => started,
+            Err(e) => {
+                let log = std::fs::read_to_string(run.logs().join("node.log")).unwrap_or_default();
+                // The cause is what counts; the directory is cleaned the next time otherwise.
+                let _ = run.remove(lock);
+                let log: Vec<&str> = log.lines().rev().take(5).collect();
+                let log: String = log.into_iter().rev().map(|line| format!("\n    {line}")).collect();
+                return Err(Error::new(format!("{e}{log}")));
+            }
+        };
+        let client = Client::at(run.clone()).await?;
+        let mut tasks = tokio::task::JoinSet::new();
+        for (listener, publish) in listeners {
+            tasks.spawn(serve_published(listener, publish, client.clone()));
+        }
+        tasks.spawn(resolve(client.clone()));
+        Ok(Host { run, lock, ended, lifeline, client, _tasks: tasks })
+    }
+
+    /// Waits until the node has ended.
+    pub(crate) async fn ended(&mut self) {
+        // An error means that the thread is gone, and with it the node.
+        let _ = (&mut self.ended).await;
+    }
+
+    /// Ends the cluster if it still runs, and removes the run directory.
+    pub(crate) async fn stop(mut self) -> Result<(), Error> {
+        tokio::select! {
+            _ = &mut self.ended => {}
+            shut_down = self.client.shut_down() => {
+                if let Err(e) = shut_down {
+                    tracing::debug!(error = %e, "the node did not end by itself");
+                }
+                drop(self.lifeline);
+                let _ = self.ended.await;
+            }
+        }
+        self.run.remove(self.lock)
+    }
+}
+
+/// Starts the node in namespaces of its own; a thread waits for its end, because the node is tied to the thread that
+/// started it.
+async fn start_node(run: &RunDir, config: &Config) -> Result<(std::process::ChildStdin, oneshot::Receiver<()>), Error> {
+    let (started, start) = oneshot::channel();
+    let (ended, end) = oneshot::channel();
+    let log_path = run.logs().join("node.log");
+    let log = File::create(&log_path).context(format!("cannot make {}", log_path.display()))?;
+    std::thread::Builder::new()
+        .name("node".into())
+        .spawn(move || {
+            let spawn = || {
+                system::enter_new_namespaces(system::all_namespaces())?;
+                let mut command = Command::new(SELF);
+                command.arg(role::NODE).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
+                command.spawn()
+            };
+            let mut child = match spawn() {
+                Ok(child) => child,
+                Err(e) => {
+                    let _ = started.send(Err(e));
+                    return;
+                }
+            };
+            let pipes = child.stdin.take().zip(child.stdout.take());
+            // The receivers are only gone when this process is about to be.
+            let _ = started.send(pipes.ok_or_else(|| std::io::Error::other("no pipes")));
+            let _ = child.wait();
+            let _ = ended.send(());
+        })
+        .context("cannot start a thread")?;
+    let rootless = "the one-machine cluster needs root, or a kernel that lets you make namespaces";
+    let (mut stdin, stdout) = start.await.context("cannot start the node")?.map_err(|e| {
+        let hint = if e.kind() == std::io::ErrorKind::PermissionDenied { rootless } else { "cannot start the node" };
+        Error::new(format!("{hint}: {e}"))
+    })?;
+    let mut line = serde_json::to_vec(config).context("cannot write the configuration")?;
+    line.push(b'\n');
+    stdin.write_all(&line).context("the node ended at once")?;
+    let hello = tokio::task::spawn_blocking(move || {
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line).map(|_| line)
+    });
+    let line = hello.await.context("cannot hear the node")?.context("cannot hear the node")?;
+    match serde_json::from_str(&line) {
+        Ok(Hello::Ready) => Ok((stdin, end)),
+        Ok(Hello::Failed(why)) => Err(Error::new(format!("the node cannot start: {why}"))),
+        Err(_) => Err(Error::new("the node ended before it was ready")),
+    }
+}
+
+async fn serve_published(listener: TcpListener, publish: Publish, client: Client) {
+    loop {
+        let Ok((mut outside, _)) = listener.accept().await else {
+            // No descriptors left; some will be closed.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let (client, publish) = (client.clone(), publish.clone());
+        tokio::spawn(async move {
+            let target = format!("svc/{}", publish.service);
+            match client.dial(&publish.namespace, &target, publish.port).await {
+                Ok(mut inside) => {
+                    // Either side may break off; the other is closed then.
+                    let _ = tokio::io::copy_bidirectional(&mut outside, &mut inside).await;
+                }
+                Err(e) => tracing::warn!(port = publish.host_port, error = %e, "published port"),
+            }
+        });
+    }
+}
+
+/// Answers the pods' questions about names outside the cluster, as long as the cluster lives.
+async fn resolve(client: Client) {
+    let Ok(stream) = client.resolver().await else { return };
+    let (mut reader, mut writer) = stream.into_split();
+    let (answers, mut outgoing) = tokio::sync::mpsc::channel::<Vec<u8>>(64);
+    let write = async {
+        while let Some(body) = outgoing.recv().await {
+            if proto::write_frame(&mut writer, frame::DNS, &body).await.is_err() {
+                return;
+            }
+        }
+    };
+    let read = async {
+        while let Ok(Some((frame::DNS, body))) = proto::read_frame(&mut reader).await {
+            let answers = answers.clone();
+            tokio::spawn(async move {
+                let Some((id, question)) = body.split_first_chunk::<4>() else { return };
+                if let Some(answer) = dns_forward::ask(question).await {
+                    let mut body = id.to_vec();
+                    body.extend_from_slice(&answer);
+                    // The node may have gone.
+                    let _ = answers.send(body).await;
+                }
+            });
+        }
+    };
+    tokio::select! { () = write => {}, () = read => {} }
+}
+
+/// Starts a background process that holds the cluster, and returns when it serves.
+///
+/// # Errors
+/// As [`Host::start`].
+pub(crate) async fn start_detached(plan: &Plan) -> Result<(), Error> {
+    let mut command = tokio::process::Command::new(SELF);
+    command.arg(role::HOST).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().context("cannot start the background process")?;
+    if let Some(mut stdin) = child.stdin.take() {
+        use tokio::io::AsyncWriteExt;
+        let plan = serde_json::to_vec(plan).context("cannot write the plan")?;
+        stdin.write_all(&plan).await.context("the background process ended at once")?;
+    }
+    let mut line = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        use tokio::io::AsyncBufReadExt;
+        tokio::io::BufReader::new(stdout).read_line(&mut line).await.context("cannot hear the background process")?;
+    }
+    match serde_json::from_str(&line) {
+        Ok(Hello::Ready) => Ok(()),
+        Ok(Hello::Failed(why)) => Err(Error::new(why)),
+        Err(_) => Err(Error::new("the background process ended before the cluster was ready")),
+    }
+}
+
+/// Runs the role of the background process.
+pub(crate) fn main() -> ExitCode {
+    system::set_process_name(c"weft-up");
+    let hello = |hello: Hello| {
+        let mut out = std::io::stdout().lock();
+        // Whoever started us has gone when this fails.
+        let _ =
+            serde_json::to_writer(&mut out, &hello).map_err(std::io::Error::from).and_then(|()| out.write_all(b"\n"));
+        let _ = out.flush();
+    };
+    let run = || -> Result<(), Error> {
+        // The terminal of `weft up --detach` is not ours.
+        nix::unistd::setsid().context("cannot make a session")?;
+        let plan: Plan = serde_json::from_reader(std::io::stdin()).context("cannot read the plan")?;
+        std::env::set_current_dir("/").context("cannot leave the directory")?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;
+        runtime.block_on(async {
+            let mut host = Host::start(&plan).await?;
+            hello(Hello::Ready);
+            // Nobody reads what we print any more.
+            let null = File::options().read(true).write(true).open("/dev/null").context("/dev/null")?;
+            nix::unistd::dup2_stdout(&null).context("standard output")?;
+            nix::unistd::dup2_stdin(&null).context("standard input")?;
+            let interrupted = Rc::new(tokio::sync::Notify::new());
+            tokio::select! {
+                () = host.ended() => {}
+                () = wait_for_signal(&interrupted) => {}
+            }
+            host.stop().await
+        })
+    };
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            hello(Hello::Failed(e.to_string()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Waits for Ctrl-C or SIGTERM; `wake` ends the waiting too.
+pub(crate) async fn wait_for_signal(wake: &tokio::sync::Notify) {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return wake.notified().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        () = wake.notified() => {}
+    }
+}

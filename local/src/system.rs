@@ -1,0 +1,75 @@
+//! Small pieces of the operating system that several roles need: namespaces by thread, mounts, files, names.
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// Command-line words of the hidden roles; see [`crate::internal`].
+pub(crate) mod role {
+    /// The node: first process of the cluster's namespaces.
+    pub const NODE: &str = "__node";
+    /// A pod: first process of its namespaces.
+    pub const POD: &str = "__pod";
+    /// A container: becomes the container's command.
+    pub const CONTAINER: &str = "__container";
+    /// What a detached `weft up` leaves running in the host's namespaces.
+    pub const HOST: &str = "__host";
+}
+
+/// This program, to be run again in another role. The link outlives a rebuild of the file on disk.
+pub(crate) const SELF: &str = "/proc/self/exe";
+
+/// The namespaces that the node and every pod have of their own.
+pub(crate) fn all_namespaces() -> CloneFlags {
+    CloneFlags::CLONE_NEWNET
+        | CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWPID
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWIPC
+}
+
+/// Enters new namespaces with the calling thread, which must end (or only wait) afterwards: what it starts lives in them.
+pub(crate) fn enter_new_namespaces(flags: CloneFlags) -> io::Result<()> {
+    unshare(flags).map_err(|e| io::Error::new(io::Error::from(e).kind(), format!("cannot make namespaces: {e}")))
+}
+
+/// Stops mounts made here from being seen elsewhere, and the other way round.
+pub(crate) fn make_mounts_private() -> nix::Result<()> {
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+}
+
+/// Mounts the /proc of the calling process's own PID namespace.
+pub(crate) fn mount_proc(target: &Path) -> nix::Result<()> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("proc"), target, Some("proc"), flags, None::<&str>)
+}
+
+/// Mounts a tmpfs.
+pub(crate) fn mount_tmpfs(target: &Path, options: &str, flags: MsFlags) -> nix::Result<()> {
+    mount(Some("tmpfs"), target, Some("tmpfs"), flags, Some(options))
+}
+
+/// Sets a kernel parameter such as `net/ipv4/ip_forward`; ones that this kernel does not have are not missed.
+pub(crate) fn sysctl(name: &str, value: &str) {
+    if let Err(e) = fs::write(Path::new("/proc/sys").join(name), value) {
+        tracing::debug!(name, value, error = %e, "kernel parameter left alone");
+    }
+}
+
+/// Replaces a file in one step, so that a reader sees the old or the new content and never a part.
+pub(crate) fn write_atomically(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = path.with_file_name(format!(".{name}.new"));
+    fs::write(&temporary, content)?;
+    fs::set_permissions(&temporary, fs::Permissions::from_mode(mode))?;
+    fs::rename(&temporary, path)
+}
+
+/// The name that `ps` of the system shows.
+pub(crate) fn set_process_name(name: &std::ffi::CStr) {
+    // A wrong name is no reason to fail.
+    let _ = nix::sys::prctl::set_name(name);
+}
