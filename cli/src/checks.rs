@@ -94,7 +94,7 @@ async fn existence(runner: &mut Runner, cluster: &impl Cluster, control: &str) {
         .check("control plane pods are ready", Severity::FATAL_RETRY, &hint, async || {
             let pods = cluster.objects("pods", Some(control)).await?;
             for deployment in control_plane::deployments() {
-                let mut mine = pods.iter().filter(|p| workload(p) == deployment).peekable();
+                let mut mine = pods.iter().filter(|p| workload(p) == deployment && !ended(p)).peekable();
                 if mine.peek().is_none() {
                     return Err(format!("{deployment} has no pod"));
                 }

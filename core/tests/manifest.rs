@@ -146,3 +146,10 @@ fn deep_nesting_and_aliases_end() {
     }
     assert!(parse(&bomb).is_err());
 }
+
+#[test]
+fn the_manifest_of_the_demo_is_valid() {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/emojivoto.yml");
+    let documents = parse(&std::fs::read_to_string(file).unwrap()).unwrap();
+    assert!(documents.iter().any(|d| d.object.key("default").to_string() == "deployment/web in emojivoto"));
+}
