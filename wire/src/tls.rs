@@ -14,7 +14,9 @@ use std::sync::Arc;
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
-use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus};
+use rustls::unbuffered::{
+    ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError, UnbufferedStatus,
+};
 use rustls::{ClientConfig, CommonState, InvalidMessage, ProtocolVersion, ServerConfig};
 
 /// What went wrong in a session. The alert to send is already in the output; flush it and close.
@@ -50,11 +52,15 @@ enum Side {
 /// The two connection types have the same method without a common trait.
 trait Process {
     type Data;
+    fn common(&self) -> &CommonState;
     fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
 }
 
 impl Process for UnbufferedClientConnection {
     type Data = ClientConnectionData;
+    fn common(&self) -> &CommonState {
+        self
+    }
     fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(input)
     }
@@ -62,6 +68,9 @@ impl Process for UnbufferedClientConnection {
 
 impl Process for UnbufferedServerConnection {
     type Data = ServerConnectionData;
+    fn common(&self) -> &CommonState {
+        self
+    }
     fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(input)
     }
@@ -109,27 +118,26 @@ impl Session {
         while !self.kept.is_empty() {
             let missing = missing(self.kept.get(self.record..).unwrap_or_default());
             let (front, rest) = input.split_at_mut(missing.min(input.len()));
-            self.kept.extend_from_slice(front);
-            let complete = front.len() == missing && self.kept.len() - self.record > RECORD_HEADER;
-            let starved = front.len() < missing;
             input = rest;
+            self.kept.extend_from_slice(front);
+            if front.len() < missing {
+                return Ok(());
+            }
             if self.kept.len() > KEPT_LIMIT {
                 return Err(InvalidMessage::HandshakePayloadTooLarge.into());
             }
-            if starved {
-                return Ok(());
-            }
-            if complete {
-                let used = self.side.advance(&mut self.kept, plain, out, &mut self.received_close)?;
-                self.kept.drain(..used.min(self.kept.len()));
-                self.record = self.kept.len();
-            }
+            // With its header alone too: rustls refuses a bad one at once.
+            let end = incomplete(&self.kept, self.record);
+            let used = self.side.advance(&mut self.kept, plain, out, &mut self.received_close)?;
+            self.kept.drain(..used.min(self.kept.len()));
+            self.record = end.saturating_sub(used);
         }
+        // Before rustls sees them: it puts handshake messages together in place, over the headers.
+        let end = incomplete(input, 0);
         let used = self.side.advance(input, plain, out, &mut self.received_close)?;
-        let rest = input.get(used..).unwrap_or_default();
-        // A read buffer's worth is not held by an idle connection.
-        self.kept = rest.to_vec();
-        self.record = incomplete(rest);
+        // Exactly sized: a whole read buffer's worth is not held by an idle connection.
+        self.kept = input.get(used..).unwrap_or_default().to_vec();
+        self.record = end.saturating_sub(used);
         Ok(())
     }
 
@@ -241,12 +249,9 @@ impl Side {
     }
 }
 
-/// Octets that complete the record at the front of `bytes`: its header first, then its payload. Never zero.
+/// Octets that complete the record at the front of `bytes`: its header first, then its payload.
 fn missing(bytes: &[u8]) -> usize {
-    match record_len(bytes) {
-        Some(len) => (RECORD_HEADER + len).saturating_sub(bytes.len()).max(1),
-        None => RECORD_HEADER - bytes.len().min(RECORD_HEADER - 1),
-    }
+    (RECORD_HEADER + record_len(bytes).unwrap_or(0)).saturating_sub(bytes.len())
 }
 
 fn record_len(bytes: &[u8]) -> Option<usize> {
@@ -256,9 +261,8 @@ fn record_len(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// Where the incomplete record at the end of `bytes` begins.
-fn incomplete(bytes: &[u8]) -> usize {
-    let mut at = 0;
+/// Where the incomplete record at the end of `bytes` begins, `at` being where one begins.
+fn incomplete(bytes: &[u8], mut at: usize) -> usize {
     while let Some(len) = bytes.get(at..).and_then(record_len) {
         let end = at + RECORD_HEADER + len;
         if end > bytes.len() {
@@ -280,6 +284,10 @@ fn read<P: Process>(
     let mut used = 0;
     let mut failure = None;
     loop {
+        // After a failure only the alert is fetched: rustls must not see the refused record twice.
+        if failure.is_some() && !conn.common().wants_write() {
+            return failure.map_or(Ok(used), Err);
+        }
         let front = used.min(input.len());
         let UnbufferedStatus { mut discard, state } = conn.process(&mut input[front..]);
         match state {
@@ -290,14 +298,9 @@ fn read<P: Process>(
                     plain.extend_from_slice(record.payload);
                 }
             }
-            Ok(ConnectionState::EncodeTlsData(mut data)) => append(out, 0, |room| match data.encode(room) {
-                Ok(n) => Ok(n),
-                Err(EncodeError::InsufficientSize(e)) => Err(Short::Size(e)),
-                Err(e @ EncodeError::AlreadyEncoded) => Err(Short::Error(Error::General(e.to_string()))),
-            })?,
+            Ok(ConnectionState::EncodeTlsData(mut data)) => encode(&mut data, out)?,
             Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
             Ok(ConnectionState::PeerClosed) => *closed = true,
-            // A failure queues an alert, which the next round gives; the round after has nothing new.
             Err(error) if failure.is_none() => failure = Some(error),
             Ok(ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_) | ConnectionState::Closed)
             | Err(_) => {
@@ -309,6 +312,15 @@ fn read<P: Process>(
         }
         used += discard;
     }
+}
+
+fn encode<D>(data: &mut EncodeTlsData<'_, D>, out: &mut Vec<u8>) -> Result<(), Error> {
+    append(out, 0, |room| {
+        data.encode(room).map_err(|error| match error {
+            EncodeError::InsufficientSize(e) => Short::Size(e),
+            EncodeError::AlreadyEncoded => Short::Error(Error::General(error.to_string())),
+        })
+    })
 }
 
 enum Write<'a> {
@@ -339,11 +351,7 @@ fn write<P: Process>(conn: &mut P, kept: &mut Vec<u8>, what: Write<'_>, out: &mu
                     })
                 })?;
             }
-            ConnectionState::EncodeTlsData(mut data) => append(out, 0, |room| match data.encode(room) {
-                Ok(n) => Ok(n),
-                Err(EncodeError::InsufficientSize(e)) => Err(Short::Size(e)),
-                Err(e @ EncodeError::AlreadyEncoded) => Err(Short::Error(Error::General(e.to_string()))),
-            })?,
+            ConnectionState::EncodeTlsData(mut data) => encode(&mut data, out)?,
             ConnectionState::TransmitTlsData(data) => data.done(),
             ConnectionState::PeerClosed => {}
             _ => return Err(Error::HandshakeNotComplete),

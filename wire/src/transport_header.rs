@@ -224,3 +224,87 @@ fn put_varint(mut n: u64, out: &mut Vec<u8>) {
     }
     out.push(n as u8);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(bytes: &[u8]) -> Vec<u8> {
+        [PREFACE, &(bytes.len() as u32).to_be_bytes(), bytes].concat()
+    }
+
+    #[test]
+    fn headers_come_out_as_they_went_in() {
+        let names = [None, Some("foo.bar.example.com".to_owned())];
+        for port in [1, 80, 127, 128, 4143, 65535] {
+            for name in &names {
+                for session_protocol in [None, Some(SessionProtocol::Http1), Some(SessionProtocol::Http2)] {
+                    let header = TransportHeader { port, name: name.clone(), session_protocol };
+                    let mut wire = Vec::new();
+                    header.encode(&mut wire);
+                    let length = wire.len();
+                    wire.extend_from_slice(b"application data");
+                    for cut in 0..length {
+                        assert_eq!(TransportHeader::decode(&wire[..cut]), Ok(None), "{cut}");
+                    }
+                    assert_eq!(TransportHeader::decode(&wire), Ok(Some((length, header))));
+                }
+            }
+        }
+    }
+
+    /// The octets that linkerd2-proxy's protobuf library writes for these fields.
+    #[test]
+    fn the_encoding_is_the_published_one() {
+        let mut wire = Vec::new();
+        TransportHeader { port: 8080, name: Some("a.b".into()), session_protocol: Some(SessionProtocol::Http2) }
+            .encode(&mut wire);
+        let expected = message(&[0x08, 0x90, 0x3f, 0x12, 3, b'a', b'.', b'b', 0x1a, 2, 0x12, 0]);
+        assert_eq!(wire, expected);
+    }
+
+    #[test]
+    fn other_fields_are_skipped_and_the_last_counts() {
+        let bytes = [
+            &[0x08, 1][..],                                 // port 1
+            &[0x20, 0xff, 1],                               // field 4, varint
+            &[0x2a, 3, 1, 2, 3],                            // field 5, bytes
+            &[0x31, 0, 0, 0, 0, 0, 0, 0, 0],                // field 6, 64 bits
+            &[0x3d, 0, 0, 0, 0],                            // field 7, 32 bits
+            &[0x1a, 2, 0x0a, 0, 0x1a, 4, 0x12, 2, 0x08, 1], // http1, then http2 with an unknown field
+            &[0x08, 80],                                    // port 80
+        ]
+        .concat();
+        let header = TransportHeader { port: 80, name: None, session_protocol: Some(SessionProtocol::Http2) };
+        let wire = message(&bytes);
+        assert_eq!(TransportHeader::decode(&wire), Ok(Some((wire.len(), header))));
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused() {
+        let decode = |bytes: &[u8]| TransportHeader::decode(&message(bytes)).map(|_| ());
+        assert_eq!(decode(&[]), Err(Error::Port));
+        assert_eq!(decode(&[0x08, 0]), Err(Error::Port));
+        assert_eq!(decode(&[0x08, 0x80, 0x80, 4]), Err(Error::Port), "65536");
+        assert_eq!(decode(&[0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]), Err(Error::Port), "-1");
+        assert_eq!(decode(&[0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2]), Err(Error::Malformed));
+        assert_eq!(decode(&[0x08]), Err(Error::Malformed));
+        assert_eq!(decode(&[0x08, 80, 0x12, 5, b'a']), Err(Error::Malformed));
+        assert_eq!(decode(&[0x0a, 1, 80]), Err(Error::Malformed), "port as bytes");
+        assert_eq!(decode(&[0x08, 80, 0x13]), Err(Error::Malformed), "a group");
+        assert_eq!(decode(&[0x00, 80]), Err(Error::Malformed), "field 0");
+        for name in ["a b", ".a", "a..b", "-a", "a\n", &"a".repeat(64), &"a.".repeat(130)] {
+            let field = [
+                &[0x08, 80, 0x12][..],
+                &[name.len() as u8 & 0x7f | if name.len() > 127 { 0x80 } else { 0 }],
+                if name.len() > 127 { &[2] } else { &[] },
+                name.as_bytes(),
+            ]
+            .concat();
+            assert_eq!(decode(&field), Err(Error::Name), "{name:?}");
+        }
+        assert_eq!(TransportHeader::decode(b"GET / HTTP/1.1"), Err(Error::Preface));
+        assert_eq!(TransportHeader::decode(b"transport.l5d.io/v2"), Err(Error::Preface));
+        assert_eq!(TransportHeader::decode(&[PREFACE, &[0, 0, 4, 1]].concat()), Err(Error::TooLarge));
+    }
+}
