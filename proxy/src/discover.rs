@@ -31,6 +31,8 @@ use crate::{
 };
 
 mod merge;
+#[cfg(test)]
+pub(crate) mod preset;
 
 /// How long the first connection to an address waits for its policy.
 const POLICY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -543,4 +545,65 @@ fn is_refusal(status: &Status) -> bool {
 
 fn describe(status: &Status) -> String {
     format!("{:?}: {}", status.code(), status.message())
+}
+
+#[cfg(test)]
+mod tests {
+    use linkerd2_proxy_api::destination::{AddrSet, NoEndpoints, WeightedAddr, WeightedAddrSet};
+
+    use super::*;
+
+    fn addr(last: u8) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, last], 80))
+    }
+
+    fn add(lasts: &[u8]) -> Option<Change> {
+        let addrs = lasts
+            .iter()
+            .map(|l| WeightedAddr { addr: Some(addr(*l).into()), weight: 1, ..WeightedAddr::default() })
+            .collect();
+        Some(Change::Add(WeightedAddrSet { addrs, metric_labels: HashMap::new() }))
+    }
+
+    fn addrs(state: Option<Endpoints>) -> Option<Vec<SocketAddr>> {
+        match state? {
+            Endpoints::Some(all) => Some(all.iter().map(|e| e.addr).collect()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn updates_change_the_set() {
+        let mut known = BTreeMap::new();
+        let mut change = |first, change| change_endpoints("test", &mut known, first, change);
+        assert_eq!(addrs(change(true, add(&[2, 1, 1]))), Some(vec![addr(1), addr(2)]), "each address once, in order");
+        assert_eq!(addrs(change(false, add(&[3]))), Some(vec![addr(1), addr(2), addr(3)]));
+        let remove = Some(Change::Remove(AddrSet { addrs: vec![addr(1).into(), addr(9).into()] }));
+        assert_eq!(addrs(change(false, remove)), Some(vec![addr(2), addr(3)]));
+        assert_eq!(addrs(change(true, add(&[4]))), Some(vec![addr(4)]), "a new stream begins anew");
+        let empty = Some(Change::NoEndpoints(NoEndpoints { exists: true }));
+        assert_eq!(addrs(change(false, empty)), Some(vec![]));
+        let gone = Some(Change::NoEndpoints(NoEndpoints { exists: false }));
+        assert_eq!(change(false, gone), Some(Endpoints::DoesNotExist));
+    }
+
+    #[test]
+    fn nonsense_changes_nothing() {
+        let mut known = BTreeMap::new();
+        change_endpoints("test", &mut known, true, add(&[1]));
+        assert_eq!(change_endpoints("test", &mut known, false, None), None);
+        let wrong = || WeightedAddr { addr: None, ..WeightedAddr::default() };
+        let set = Change::Add(WeightedAddrSet { addrs: vec![wrong()], metric_labels: HashMap::new() });
+        assert_eq!(change_endpoints("test", &mut known, true, Some(set)), None);
+        assert_eq!(known.len(), 1);
+        // An identity that cannot be understood never becomes plaintext.
+        let mut odd = WeightedAddr { addr: Some(addr(2).into()), ..WeightedAddr::default() };
+        odd.tls_identity = Some(linkerd2_proxy_api::destination::TlsIdentity::default());
+        let Some(Change::Add(mut set)) = add(&[3]) else { panic!() };
+        set.addrs.push(odd);
+        assert_eq!(
+            addrs(change_endpoints("test", &mut known, false, Some(Change::Add(set)))),
+            Some(vec![addr(1), addr(3)])
+        );
+    }
 }

@@ -159,4 +159,58 @@ mod tests {
         assert_eq!(hosts_file(hosts, "a.b").unwrap().len(), 2);
         assert_eq!(hosts_file(hosts, "c.d"), None);
     }
+
+    /// Answers one question over UDP with `truncated`, and then, if it was, one over TCP.
+    async fn server(udp: UdpSocket, tcp: tokio::net::TcpListener, truncated: bool, answers: Vec<RData>) {
+        let answer = |request: &[u8], truncated: bool| {
+            let request = Message::from_vec(request).unwrap();
+            let mut answer = Message::response(request.metadata.id, request.metadata.op_code);
+            answer.metadata.truncation = truncated;
+            answer.add_query(request.queries[0].clone());
+            if !truncated {
+                let name = request.queries[0].name().clone();
+                answer.add_answers(
+                    answers.iter().map(|r| hickory_proto::rr::Record::from_rdata(name.clone(), 5, r.clone())),
+                );
+            }
+            answer.to_vec().unwrap()
+        };
+        let mut buffer = [0; 512];
+        let (len, from) = udp.recv_from(&mut buffer).await.unwrap();
+        udp.send_to(b"noise that is no message", from).await.unwrap();
+        udp.send_to(&answer(&buffer[..len], truncated), from).await.unwrap();
+        if truncated {
+            let (mut stream, _) = tcp.accept().await.unwrap();
+            let len = stream.read_u16().await.unwrap();
+            let mut request = vec![0; len.into()];
+            stream.read_exact(&mut request).await.unwrap();
+            let answer = answer(&request, false);
+            stream.write_u16(answer.len().try_into().unwrap()).await.unwrap();
+            stream.write_all(&answer).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_come_by_datagram_or_by_stream() {
+        for truncated in [false, true] {
+            let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let addr = tcp.local_addr().unwrap();
+            // The same port for UDP is free: TCP got it from the system just now, and tests use no fixed ports.
+            let Ok(udp) = UdpSocket::bind(addr).await else { continue };
+            let answers = vec![
+                RData::A(Ipv4Addr::new(10, 96, 0, 7).into()),
+                RData::A(Ipv4Addr::new(10, 96, 0, 6).into()),
+                RData::A(Ipv4Addr::new(10, 96, 0, 7).into()),
+            ];
+            let name = Name::from_ascii("weft-policy.weft.svc.cluster.local.").unwrap();
+            let (ips, ()) = tokio::join!(query(addr, &name, RecordType::A), server(udp, tcp, truncated, answers));
+            assert_eq!(ips.unwrap(), ["10.96.0.6".parse::<IpAddr>().unwrap(), "10.96.0.7".parse().unwrap()]);
+        }
+    }
+
+    #[tokio::test]
+    async fn addresses_need_no_server() {
+        assert_eq!(resolve("10.1.2.3").await.unwrap(), ["10.1.2.3".parse::<IpAddr>().unwrap()]);
+        assert_eq!(resolve("localhost").await.unwrap(), ["127.0.0.1".parse::<IpAddr>().unwrap()]);
+    }
 }

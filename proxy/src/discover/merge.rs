@@ -71,3 +71,52 @@ fn make_opaque(protocol: OutboundProtocol) -> OutboundProtocol {
         other @ (OutboundProtocol::Opaque(_) | OutboundProtocol::Tls(_) | OutboundProtocol::Invalid(_)) => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::policy::{Endpoint, Meta, Queue};
+
+    fn policy() -> Arc<OutboundPolicy> {
+        let endpoint = Arc::new(Endpoint::plain("10.0.0.1:80".parse().unwrap()));
+        Arc::new(OutboundPolicy::forward(
+            Meta::default_named("forward"),
+            endpoint,
+            Queue::default(),
+            Duration::from_secs(10),
+        ))
+    }
+
+    #[test]
+    fn a_plain_profile_changes_nothing() {
+        let policy = policy();
+        assert!(Arc::ptr_eq(&merge(policy.clone(), Some(&Profile::default()), None), &policy));
+        assert!(Arc::ptr_eq(&merge(policy.clone(), None, None), &policy));
+    }
+
+    #[test]
+    fn an_opaque_profile_makes_every_protocol_opaque() {
+        let opaque = Profile { opaque: true, ..Profile::default() };
+        let policy = policy();
+        let OutboundProtocol::Detect { http1, .. } = policy.protocol.clone() else { panic!() };
+        let declared =
+            Arc::new(OutboundPolicy { protocol: OutboundProtocol::Http1(http1), ..OutboundPolicy::clone(&policy) });
+        for policy in [policy, declared] {
+            let merged = merge(policy, Some(&opaque), None);
+            let OutboundProtocol::Opaque(routes) = &merged.protocol else { panic!("{merged:?}") };
+            assert_eq!(routes.find(None).unwrap().backends.backends().count(), 1);
+        }
+    }
+
+    #[test]
+    fn overrides_replace_backends() {
+        let merged = merge(policy(), None, Some(&Distribution::Empty));
+        let OutboundProtocol::Detect { http1, http2, opaque, .. } = &merged.protocol else { panic!("{merged:?}") };
+        for routes in [http1, http2] {
+            assert_eq!(routes.routes[0].rules[0].backends, Distribution::Empty);
+        }
+        assert_eq!(opaque.routes[0].backends, Distribution::Empty);
+    }
+}

@@ -225,3 +225,36 @@ fn histogram(out: &mut String, name: &str, labels: &Labels, histogram: &Histogra
     sample(out, &format!("{name}_count"), labels.as_str(), total);
     sample(out, &format!("{name}_sum"), labels.as_str(), buckets.sum.load(Relaxed));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::families;
+
+    #[test]
+    fn unused_label_sets_are_dropped_and_used_ones_kept() {
+        let retain = Duration::from_secs(600);
+        let metrics = Metrics::new(retain);
+        let labels = |name: &str| Labels::new([("name", name)]);
+        let held = metrics.counter(&families::REQUEST_TOTAL, &labels("held"));
+        metrics.counter(&families::REQUEST_TOTAL, &labels("left")).incr();
+        let begin = Instant::now();
+        metrics.sweep(begin + retain / 2);
+        assert!(metrics.render_registry().contains("left"));
+        metrics.sweep(begin + retain * 2);
+        let text = metrics.render_registry();
+        assert!(text.contains("held") && !text.contains("left"), "{text}");
+        drop(held);
+        metrics.sweep(begin + retain * 4);
+        assert_eq!(metrics.render_registry(), "");
+    }
+
+    #[test]
+    fn one_label_set_is_one_counter() {
+        let metrics = Metrics::new(Duration::from_secs(1));
+        let one = metrics.counter(&families::REQUEST_TOTAL, &Labels::none());
+        one.add(2);
+        metrics.counter(&families::REQUEST_TOTAL, &Labels::none()).incr();
+        assert_eq!(one.value(), 3);
+    }
+}

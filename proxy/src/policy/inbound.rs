@@ -199,3 +199,56 @@ impl InboundPolicy {
         matching::find_inbound(self.routes(), request)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(authentication: Authentication) -> InboundPolicy {
+        let net = |n: &str| n.parse::<IpNet>().unwrap();
+        InboundPolicy {
+            meta: Meta::default_named("test"),
+            protocol: InboundProtocol::Opaque,
+            authorizations: vec![Authorization {
+                networks: vec![(net("10.0.0.0/8"), vec![net("10.9.0.0/16")])],
+                authentication,
+                labels: Arc::new(AuthzLabels { meta: Meta::default_named("authz") }),
+            }],
+        }
+    }
+
+    const NEAR: &str = "10.1.2.3";
+
+    fn allows(policy: &InboundPolicy, ip: &str, identity: Option<&str>, tls: bool) -> bool {
+        policy.authorize(ip.parse().unwrap(), identity, tls).is_ok()
+    }
+
+    #[test]
+    fn networks_and_their_exceptions() {
+        let policy = policy(Authentication::None);
+        assert!(allows(&policy, NEAR, None, false));
+        assert!(allows(&policy, "::ffff:10.1.2.3", None, false));
+        assert!(!allows(&policy, "10.9.1.1", None, false));
+        assert!(!allows(&policy, "192.168.0.1", None, false));
+    }
+
+    #[test]
+    fn tls_and_identities() {
+        assert!(!allows(&policy(Authentication::Tls), NEAR, None, false));
+        assert!(allows(&policy(Authentication::Tls), NEAR, None, true));
+        let some = policy(Authentication::Identities { names: vec!["a.b".into()], suffixes: vec!["c.d".into()] });
+        assert!(allows(&some, NEAR, Some("a.b"), true) && allows(&some, NEAR, Some("x.c.d"), true));
+        for other in ["x.a.b", "c.d", "xc.d", ".c.d"] {
+            assert!(!allows(&some, NEAR, Some(other), true), "{other}");
+        }
+        assert!(!allows(&some, NEAR, None, true));
+        let all = policy(Authentication::Identities { names: vec![], suffixes: vec![String::new()] });
+        assert!(allows(&all, NEAR, Some("anybody"), true) && !allows(&all, NEAR, None, true));
+    }
+
+    #[test]
+    fn nobody_is_authorized_by_an_invalid_policy() {
+        let denied = InboundPolicy::invalid("why").authorize(NEAR.parse().unwrap(), Some("a"), true).unwrap_err();
+        assert_eq!(denied.to_string(), "client 10.1.2.3 with a is not authorized by default invalid");
+    }
+}

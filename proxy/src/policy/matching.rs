@@ -262,3 +262,100 @@ pub(super) fn find_inbound<'a>(
         routes.iter().map(|r| (r, r.hosts.as_slice(), r.rules.iter().map(|rule| (rule, rule.matches.as_slice()))));
     find(routes, request)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Meta;
+
+    fn request(method: &str, authority: &str, path: &str, headers: &[(&str, &str)]) -> Request {
+        let mut request =
+            Request { method: method.into(), authority: authority.into(), path: path.into(), ..Request::default() };
+        for (name, value) in headers {
+            request.headers.push(name.as_bytes(), value.as_bytes());
+        }
+        request
+    }
+
+    fn routes(rules: Vec<(&str, Vec<HostMatch>, Vec<HttpMatch>)>) -> HttpRoutes {
+        let routes = rules
+            .into_iter()
+            .map(|(name, hosts, matches)| HttpRoute {
+                meta: Meta::default_named(name),
+                hosts,
+                rules: vec![HttpRule { matches, ..HttpRule::default() }],
+            })
+            .collect();
+        HttpRoutes { routes, ..HttpRoutes::default() }
+    }
+
+    fn found(routes: &HttpRoutes, request: &Request) -> Option<String> {
+        routes.find(request).map(|m| m.route.meta.name.clone())
+    }
+
+    fn path(path: PathMatch) -> HttpMatch {
+        HttpMatch { path: Some(path), ..HttpMatch::default() }
+    }
+
+    #[test]
+    fn the_most_specific_path_wins() {
+        let routes = routes(vec![
+            ("regex", vec![], vec![path(PathMatch::Regex(Regex::new("/a/.*").unwrap()))]),
+            ("root", vec![], vec![path(PathMatch::Prefix("/".into()))]),
+            ("long", vec![], vec![path(PathMatch::Prefix("/a/b".into()))]),
+            ("exact", vec![], vec![path(PathMatch::Exact("/a/b".into()))]),
+        ]);
+        let at = |p: &str| found(&routes, &request("GET", "x", p, &[]));
+        assert_eq!(at("/a/b?q=1").as_deref(), Some("exact"));
+        assert_eq!(at("/a/b/c").as_deref(), Some("long"));
+        assert_eq!(at("/a/bc").as_deref(), Some("root"), "a prefix ends at a segment's end");
+        assert_eq!(at("/").as_deref(), Some("root"));
+        assert_eq!(routes.find(&request("GET", "x", "/a/b/c", &[])).map(|m| m.prefix), Some(4));
+    }
+
+    #[test]
+    fn hosts_come_before_paths() {
+        let routes = routes(vec![
+            ("any", vec![], vec![path(PathMatch::Exact("/".into()))]),
+            ("suffix", vec![HostMatch::Suffix("example.com".into())], vec![]),
+            ("exact", vec![HostMatch::Exact("a.example.com".into())], vec![]),
+        ]);
+        let at = |h: &str| found(&routes, &request("GET", h, "/", &[]));
+        assert_eq!(at("A.example.com:8080").as_deref(), Some("exact"));
+        assert_eq!(at("b.example.com").as_deref(), Some("suffix"));
+        assert_eq!(at("example.com").as_deref(), Some("any"));
+        assert_eq!(at("badexample.com").as_deref(), Some("any"));
+        assert_eq!(at("").as_deref(), Some("any"));
+    }
+
+    #[test]
+    fn every_part_of_a_match_must_fit() {
+        let all = HttpMatch {
+            path: None,
+            headers: vec![HeaderMatch { name: b"x-user".to_vec(), value: ValueMatch::Exact(b"me".to_vec()) }],
+            query: vec![("q".into(), ValueMatch::Exact(b"a b".to_vec()))],
+            method: Some("POST".into()),
+        };
+        let routes = routes(vec![("all", vec![], vec![all])]);
+        let fits = |r: &Request| found(&routes, r).is_some();
+        assert!(fits(&request("POST", "x", "/?z=1&q=a%20b", &[("x-user", "me")])));
+        assert!(fits(&request("POST", "x", "/?q=a+b", &[("x-user", "you"), ("x-user", "me")])));
+        assert!(!fits(&request("GET", "x", "/?q=a+b", &[("x-user", "me")])));
+        assert!(!fits(&request("POST", "x", "/?q=ab", &[("x-user", "me")])));
+        assert!(!fits(&request("POST", "x", "/", &[("x-user", "me")])));
+        assert!(!fits(&request("POST", "x", "/?q=a+b", &[])));
+    }
+
+    #[test]
+    fn patterns_match_whole_values() {
+        let re = Regex::new("a|b").unwrap();
+        assert!(re.is_match(b"a") && re.is_match(b"b") && !re.is_match(b"ab") && !re.is_match(b"\xff"));
+        assert!(Regex::new("(").is_err());
+    }
+
+    #[test]
+    fn odd_escapes_are_kept() {
+        assert_eq!(percent_decode(b"%zz%4"), b"%zz%4");
+        assert_eq!(percent_decode(b"%41+"), b"A ");
+    }
+}

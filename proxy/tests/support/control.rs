@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
@@ -103,10 +103,17 @@ struct Running {
     runtime: tokio::runtime::Runtime,
 }
 
-/// Where the control plane listens, in which namespace; `None`: that of the tests.
-type Place = (SocketAddr, Option<Netns>);
+/// Where the control plane listens.
+#[derive(Clone)]
+struct Place {
+    addr: SocketAddr,
+    /// In which namespace; `None`: that of the tests.
+    ns: Option<Netns>,
+    /// With mutual TLS, under this name; `None`: in plaintext, as on loopback.
+    tls: Option<Arc<rustls::ServerConfig>>,
+}
 
-/// A control plane. Listens in plaintext, as on loopback.
+/// A control plane.
 pub struct FakeControl {
     shared: Arc<Shared>,
     places: Mutex<Vec<Place>>,
@@ -148,37 +155,57 @@ impl FakeControl {
 
     /// Listens on loopback of the tests' own namespace.
     pub fn listen(&self) -> SocketAddr {
-        self.listen_at(SocketAddr::from(([127, 0, 0, 1], 0)), None)
+        self.listen_at(SocketAddr::from(([127, 0, 0, 1], 0)), None, None)
     }
 
     /// Listens on loopback of a namespace.
     pub fn listen_in(&self, ns: &Netns) -> SocketAddr {
-        self.listen_at(SocketAddr::from(([127, 0, 0, 1], 0)), Some(ns.clone()))
+        self.listen_at(SocketAddr::from(([127, 0, 0, 1], 0)), Some(ns.clone()), None)
     }
 
-    fn listen_at(&self, addr: SocketAddr, ns: Option<Netns>) -> SocketAddr {
+    /// Listens with TLS, under a name, in a namespace. Clients that show a certificate are recorded in
+    /// [`FakeControl::calls`] as `TLS <identity>`, others as `TLS -`.
+    pub fn listen_tls(&self, ns: &Netns, ip: IpAddr, name: &str) -> SocketAddr {
+        let (chain, key) = self.issue(name);
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.root()).unwrap();
+        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+            .allow_unauthenticated()
+            .build()
+            .unwrap();
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, key)
+            .unwrap();
+        self.listen_at(SocketAddr::new(ip, 0), Some(ns.clone()), Some(Arc::new(config)))
+    }
+
+    fn listen_at(&self, addr: SocketAddr, ns: Option<Netns>, tls: Option<Arc<rustls::ServerConfig>>) -> SocketAddr {
         let listener = bind(addr, ns.as_ref());
         let addr = listener.local_addr().unwrap();
-        self.places.lock().unwrap().push((addr, ns));
-        self.serve(listener);
+        self.places.lock().unwrap().push(Place { addr, ns, tls: tls.clone() });
+        self.serve(listener, tls);
         addr
     }
 
-    fn serve(&self, listener: std::net::TcpListener) {
+    fn serve(&self, listener: std::net::TcpListener, tls: Option<Arc<rustls::ServerConfig>>) {
         listener.set_nonblocking(true).unwrap();
-        let shared = self.shared.clone();
+        let services = Services(self.shared.clone());
+        let routes = tonic::service::Routes::new(IdentityServer::new(services.clone()))
+            .add_service(InboundServerPoliciesServer::new(services.clone()))
+            .add_service(OutboundPoliciesServer::new(services.clone()))
+            .add_service(DestinationServer::new(services.clone()))
+            .prepare();
         let running = self.running.lock().unwrap();
         let running = running.as_ref().expect("the control plane is paused");
         running.runtime.spawn(async move {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            tonic::transport::Server::builder()
-                .add_service(IdentityServer::new(Services(shared.clone())))
-                .add_service(InboundServerPoliciesServer::new(Services(shared.clone())))
-                .add_service(OutboundPoliciesServer::new(Services(shared.clone())))
-                .add_service(DestinationServer::new(Services(shared)))
-                .serve_with_incoming(tonic::transport::server::TcpIncoming::from(listener))
-                .await
-                .unwrap();
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(connection(stream, tls.clone(), routes.clone(), services.clone()));
+            }
         });
     }
 
@@ -201,9 +228,8 @@ impl FakeControl {
             *running = Some(Running { runtime });
         }
         let places = self.places.lock().unwrap().clone();
-        for (addr, ns) in places {
-            let listener = super::eventually("the control plane's old address", || Some(bind(addr, ns.as_ref())));
-            self.serve(listener);
+        for Place { addr, ns, tls } in places {
+            self.serve(bind(addr, ns.as_ref()), tls);
         }
     }
 
@@ -275,6 +301,27 @@ impl Drop for FakeControl {
     fn drop(&mut self) {
         self.pause();
     }
+}
+
+async fn connection(
+    stream: tokio::net::TcpStream,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    routes: tonic::service::Routes,
+    services: Services,
+) {
+    let service = hyper_util::service::TowerToHyperService::new(routes);
+    let http = hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
+    // A connection that breaks is the client's to report.
+    let _ = match tls {
+        None => http.serve_connection(hyper_util::rt::TokioIo::new(stream), service).await,
+        Some(config) => {
+            let Ok(stream) = tokio_rustls::TlsAcceptor::from(config).accept(stream).await else { return };
+            let client =
+                stream.get_ref().1.peer_certificates().and_then(|c| weft_proxy::identity::peer_identity(&c[0]));
+            services.called(format!("TLS {}", client.as_deref().unwrap_or("-")));
+            http.serve_connection(hyper_util::rt::TokioIo::new(stream), service).await
+        }
+    };
 }
 
 fn bind(addr: SocketAddr, ns: Option<&Netns>) -> std::net::TcpListener {

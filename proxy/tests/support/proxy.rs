@@ -200,6 +200,12 @@ impl Proxy {
         eventually(&format!("{name} with {labels:?}"), || metric(&self.metrics(), name, labels).filter(|v| wanted(*v)))
     }
 
+    /// Waits until the exposition has a series of that name and returns the exposition.
+    #[track_caller]
+    pub fn wait_metric_text(&mut self, name: &str) -> String {
+        eventually(name, || Some(self.metrics()).filter(|text| metric(text, name, &[]).is_some()))
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
