@@ -10,12 +10,7 @@ use weft_wire::{
     transport_header::{ALPN, SessionProtocol, TransportHeader},
 };
 
-use crate::{
-    identity::{CredentialsRx, peer_identity},
-    io::Io,
-    net,
-    policy::{Endpoint, Identity},
-};
+use crate::{identity::CredentialsRx, io::Io, net, policy::Endpoint};
 
 use crate::config::ProxySide;
 
@@ -50,16 +45,6 @@ pub enum Error {
         name: Arc<str>,
         /// What went wrong.
         source: io::Error,
-    },
-    /// The endpoint is somebody else.
-    #[error("endpoint {addr}: TLS: expected identity {expected}, found {found}")]
-    Identity {
-        /// The endpoint.
-        addr: SocketAddr,
-        /// Whom it should be.
-        expected: Arc<str>,
-        /// Who it is.
-        found: String,
     },
     /// This proxy has no certificate, so it cannot reach a meshed endpoint. Plaintext is no alternative.
     #[error("endpoint {addr}: TLS with {name}: this proxy has no certificate yet")]
@@ -105,8 +90,8 @@ pub async fn connect(
     let tls = |source: io::Error| Error::Tls { addr, name: identity.name.clone(), source };
     let name = ServerName::try_from(identity.server_name.to_string())
         .map_err(|e| tls(io::Error::new(io::ErrorKind::InvalidInput, e)))?;
-    let config = if endpoint.transport_port.is_some() { &current.client_transport } else { &current.client };
-    let tls_session = Session::client(config.clone(), name).map_err(|e| tls(io::Error::other(e)))?;
+    let config = current.client_for(identity, endpoint.transport_port.is_some());
+    let tls_session = Session::client(config, name).map_err(|e| tls(io::Error::other(e)))?;
 
     let io = Io::plain(tcp(addr, side).await?, addr);
     io.start_tls(tls_session);
@@ -114,7 +99,6 @@ pub async fn connect(
         Err(_) => return Err(tls(io::Error::new(io::ErrorKind::TimedOut, "the handshake timed out"))),
         Ok(result) => result.map_err(tls)?,
     }
-    verify(&io, addr, identity)?;
     if endpoint.transport_port.is_some() && io.with_tls(|t| t.alpn() == Some(ALPN)) == Some(true) {
         let header = TransportHeader {
             port: endpoint.addr.port(),
@@ -129,22 +113,6 @@ pub async fn connect(
         return Err(tls(io::Error::new(io::ErrorKind::Unsupported, "the peer did not negotiate the transport header")));
     }
     Ok(io)
-}
-
-/// rustls has verified the chain and the server's name. Where that name is not the identity (SPIFFE), the identity is
-/// compared here.
-fn verify(io: &Io, addr: SocketAddr, identity: &Identity) -> Result<(), Error> {
-    if identity.name == identity.server_name {
-        return Ok(());
-    }
-    let found = io
-        .with_tls(|t| t.peer_certificates().and_then(<[_]>::first).and_then(peer_identity))
-        .flatten()
-        .unwrap_or_else(|| "none".into());
-    if found == *identity.name {
-        return Ok(());
-    }
-    Err(Error::Identity { addr, expected: identity.name.clone(), found })
 }
 
 async fn tcp(addr: SocketAddr, side: &ProxySide) -> Result<TcpStream, Error> {

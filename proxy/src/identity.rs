@@ -21,6 +21,8 @@ use rustls::{
 use tokio::sync::watch;
 
 mod client;
+#[cfg(test)]
+pub(crate) mod preset;
 mod verify;
 
 pub(crate) use client::{Client, maintain};

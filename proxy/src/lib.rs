@@ -9,16 +9,31 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 mod admin;
+mod balance;
 pub mod config;
 mod control;
+mod detect;
+mod dial;
 pub mod discover;
 pub mod drain;
+mod http;
 pub mod identity;
+mod inbound;
+mod io;
 mod logging;
 pub mod metrics;
+pub mod net;
+mod outbound;
 pub mod policy;
 pub mod redirect;
+pub mod run;
 mod start;
+mod tcp;
+#[cfg(test)]
+mod tests;
+mod timer;
+mod upstream;
+mod worker;
 
 pub use start::start;
 
@@ -37,13 +52,4 @@ pub struct Context {
     pub drain: drain::DrainRx,
     /// Told once by each data thread, when its listeners are bound; `/ready` waits for all.
     pub bound: mpsc::UnboundedSender<()>,
-}
-
-/// Stands in until the data path is here.
-mod run {
-    pub async fn run(mut ctx: crate::Context) -> anyhow::Result<()> {
-        let _ = ctx.bound.send(());
-        let _ = ctx.drain.wait_for(|d| *d).await;
-        Ok(())
-    }
 }

@@ -568,6 +568,15 @@ impl Conn {
         }
     }
 
+    /// HTTP/1: true when the connection ends with the response although the request has not ended: the client was told
+    /// so, and the rest of its request has no use, or was never begun.
+    pub(super) fn ends_early(&self, discards: bool) -> bool {
+        match &*self.codec.borrow() {
+            Codec::Server1(s) => !s.keep_alive && s.receiving && (discards || s.decoder.expects_continue()),
+            _ => false,
+        }
+    }
+
     /// True when the codec has octets to write.
     pub(super) fn has_output(&self) -> bool {
         match &mut *self.codec.borrow_mut() {

@@ -695,6 +695,9 @@ impl Exchange {
             // The client may stop sending (RFC 9113 §8.1).
             self.front.reset(self.id, Reason::NO_ERROR);
             self.finish();
+        } else if response_done && self.front.ends_early(gone) {
+            self.leave_server(Reason::CANCEL);
+            self.finish();
         }
     }
 

@@ -1,0 +1,272 @@
+//! What happens when something is missing, breaks, or is malformed. The proxy goes on in any case.
+
+use super::*;
+use crate::policy::{
+    Backend, Distribution, Filter, HttpRoute, HttpRoutes, HttpRule, Load, OpaqueRoutes, OutboundProtocol, Ratio,
+    Target, Timeouts,
+};
+
+/// A port where nobody listens, for as long as the socket lives.
+fn nobody() -> (tokio::net::TcpSocket, SocketAddr) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let addr = socket.local_addr().unwrap();
+    (socket, addr)
+}
+
+fn routes(rule: HttpRule) -> OutboundPolicy {
+    let meta = Meta::default_named("test");
+    let http = Arc::new(HttpRoutes {
+        grpc: false,
+        accrual: None,
+        routes: vec![HttpRoute { meta: meta.clone(), hosts: Vec::new(), rules: vec![rule] }],
+    });
+    let protocol = OutboundProtocol::Detect {
+        timeout: Duration::from_secs(10),
+        opaque: Arc::new(OpaqueRoutes::default()),
+        http1: http.clone(),
+        http2: http,
+    };
+    OutboundPolicy { meta, protocol }
+}
+
+fn balanced(path: &str, failfast: Duration) -> Distribution {
+    Distribution::First(vec![Arc::new(Backend {
+        meta: Meta::default_named("backend"),
+        target: Target::Balance { path: path.into(), load: Load::default() },
+        queue: Queue { capacity: 2, failfast },
+        filters: Vec::new(),
+    })])
+}
+
+#[tokio::test]
+async fn an_endpoint_that_refuses_is_502_and_says_so() {
+    let (_socket, addr) = nobody();
+    let (proxy, entry) = single(addr).await;
+    let response = soon(http1(entry).await.send_request(get("/"))).await.unwrap();
+    assert_eq!(response.status(), 502);
+    let reason = response.headers()["l5d-proxy-error"].to_str().unwrap().to_owned();
+    assert!(reason.contains(&addr.to_string()) && reason.contains("connect"), "{reason}");
+    assert_eq!(response.headers()["connection"], "close");
+    assert_eq!(proxy.metric("outbound_http_errors_total", &["error=\"i/o\""]), 1);
+    // gRPC is told in its own way.
+    let request = Request::post("http://web.test/").header("content-type", "application/grpc").body(full("")).unwrap();
+    let (_socket, addr) = nobody();
+    let (_proxy, entry) = single(addr).await;
+    let response = soon(http2(entry).await.send_request(request)).await.unwrap();
+    assert_eq!((response.status().as_u16(), &response.headers()["grpc-status"]), (200, &"14".parse().unwrap()));
+}
+
+#[tokio::test]
+async fn requests_go_to_endpoints_that_live() {
+    let app = app(false, |_| async { Response::new(full("ok")) }).await;
+    let ((_one, dead), (_two, dead_too)) = (nobody(), nobody());
+    let (proxy, entry) = single(app).await;
+    proxy
+        .discovery
+        .set_outbound(app, routes(HttpRule { backends: balanced("web.test:80", PATIENCE), ..HttpRule::default() }));
+    proxy.discovery.set_endpoints("web.test:80", [dead, app, dead_too].map(Endpoint::plain).into());
+    for _ in 0..20 {
+        let response = soon(http1(entry).await.send_request(get("/"))).await.unwrap();
+        assert_eq!(response.status(), 200);
+    }
+    assert_eq!(proxy.metric("request_total", &["authority=\"web.test\""]), 20);
+    let ready = proxy.metric("outbound_http_balancer_endpoints", &["endpoint_state=\"ready\""]);
+    let pending = proxy.metric("outbound_http_balancer_endpoints", &["endpoint_state=\"pending\""]);
+    assert_eq!(ready + pending, 3);
+}
+
+#[tokio::test]
+async fn requests_wait_for_endpoints_but_not_for_ever() {
+    let app = app(false, |_| async { Response::new(full("ok")) }).await;
+    let (proxy, entry) = single(app).await;
+    let wait = |limit| routes(HttpRule { backends: balanced("web.test:80", limit), ..HttpRule::default() });
+    proxy.discovery.set_outbound(app, wait(PATIENCE));
+    proxy.discovery.set_endpoints("web.test:80", Vec::new());
+    let waiting = tokio::spawn(async move { http1(entry).await.send_request(get("/")).await.unwrap() });
+    until("the request waits", || proxy.metric("tcp_open_connections", &["peer=\"src\""]) == 1).await;
+    proxy.discovery.set_endpoints("web.test:80", vec![Endpoint::plain(app)]);
+    assert_eq!(soon(waiting).await.unwrap().status(), 200);
+    proxy.discovery.set_endpoints("web.test:80", Vec::new());
+    proxy.discovery.set_outbound(app, wait(Duration::from_millis(20)));
+    loop {
+        // Endpoints that are gone are seen with some delay.
+        let response = soon(http1(entry).await.send_request(get("/"))).await.unwrap();
+        if response.status() != 200 {
+            assert_eq!(response.status(), 504);
+            assert_eq!(response.headers()["l5d-proxy-error"], "web.test:80: no endpoints");
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_breaks_off_is_told_to_the_client() {
+    let app = raw_app(|mut stream| async move {
+        let head = read_until(&mut stream, "\r\n\r\n").await;
+        if head.starts_with("POST /part") {
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\npart").await.unwrap();
+        } else if head.starts_with("POST /chunk") {
+            stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\npart\r\n").await.unwrap();
+        } else if head.starts_with("POST /garbage") {
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n").await.unwrap();
+        }
+    })
+    .await;
+    let (_proxy, single_entry) = single(app).await;
+    let pair = pair(app).await;
+    for entry in [single_entry, pair.entry] {
+        for path in ["/", "/garbage"] {
+            let answer = talk(entry, format!("POST {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).await;
+            assert!(answer.starts_with("HTTP/1.1 502 "), "{path}: {answer}");
+        }
+        // What has begun well and ends badly must not look complete.
+        let answer = talk(entry, b"POST /part HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        assert!(
+            answer.is_empty() || answer.contains("content-length: 10") && !answer.ends_with("0\r\n\r\n"),
+            "{answer}"
+        );
+        let answer = talk(entry, b"POST /chunk HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        assert!(!answer.ends_with("0\r\n\r\n"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_the_server_closes_while_idle_costs_no_request() {
+    // One request a connection, without saying so.
+    let app = raw_app(|mut stream| async move {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            match stream.read_u8().await {
+                Ok(b) => head.push(b),
+                Err(_) => return,
+            }
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+    })
+    .await;
+    let (_proxy, entry) = single(app).await;
+    let mut client = http1(entry).await;
+    for _ in 0..20 {
+        let response = soon(client.send_request(get("/"))).await.unwrap();
+        assert_eq!(response.status(), 200);
+        assert_eq!(text(response.into_body()).await, "ok");
+    }
+}
+
+#[tokio::test]
+async fn time_limits_of_routes_hold() {
+    let app = app(false, |_| async {
+        std::future::pending::<()>().await;
+        Response::new(full(""))
+    })
+    .await;
+    let (proxy, entry) = single(app).await;
+    let backends = Distribution::First(vec![Arc::new(Backend {
+        meta: Meta::default_named("backend"),
+        target: Target::Forward(Arc::new(Endpoint::plain(app))),
+        queue: Queue::default(),
+        filters: Vec::new(),
+    })]);
+    let short = Some(Duration::from_millis(30));
+    for timeouts in
+        [Timeouts { request: short, ..Timeouts::default() }, Timeouts { response: short, ..Timeouts::default() }]
+    {
+        let rule = HttpRule { timeouts, backends: backends.clone(), ..HttpRule::default() };
+        proxy.discovery.set_outbound(app, routes(rule));
+        let response = soon(http1(entry).await.send_request(get("/"))).await.unwrap();
+        assert_eq!(response.status(), 504);
+    }
+    assert_eq!(proxy.metric("outbound_http_errors_total", &["error=\"response timeout\""]), 2);
+    assert_eq!(proxy.metric("response_total", &["error=\"timeout\"", "classification=\"failure\""]), 2);
+}
+
+#[tokio::test]
+async fn filters_answer_and_change() {
+    let app = app(false, |_| async { Response::new(full("ok")) }).await;
+    let (proxy, entry) = single(app).await;
+    let always = Ratio { numerator: 1, denominator: 1 };
+    let never = Ratio { numerator: 0, denominator: 1 };
+    let fail = |ratio| Filter::FailHttp { status: 418, message: "teapot".into(), ratio };
+    proxy
+        .discovery
+        .set_outbound(app, routes(HttpRule { filters: vec![fail(never), fail(always)], ..HttpRule::default() }));
+    let response = soon(http1(entry).await.send_request(get("/"))).await.unwrap();
+    assert_eq!(response.status(), 418);
+    proxy.discovery.set_outbound(app, routes(HttpRule::default()));
+    let response = soon(http1(entry).await.send_request(get("/"))).await.unwrap();
+    assert_eq!(response.status(), 500);
+    assert!(response.headers()["l5d-proxy-error"].to_str().unwrap().contains("no backend"));
+}
+
+#[tokio::test]
+async fn malformed_input_never_ends_the_proxy() {
+    let app = app(false, |_| async { Response::new(full("ok")) }).await;
+    let pair = pair(app).await;
+    let mut inputs: Vec<(Vec<u8>, &str)> = vec![
+        (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".into(), "400"),
+        (b"GET / HTTP/1.1\r\n\r\n".into(), "400"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n".into(), "400"),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n".into(), "400"),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n".into(), "501"),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".into(), "400"),
+        ([b"GET / HTTP/1.1\r\nHost: a\r\nx: ".to_vec(), vec![b'a'; 200_000], b"\r\n\r\n".to_vec()].concat(), "431"),
+        ([b"GET /".to_vec(), vec![b'a'; 200_000], b" HTTP/1.1\r\nHost: a\r\n\r\n".to_vec()].concat(), ""),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\ngarbage that is no frame".into(), ""),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x04\x08\x00\x00\x00\x00\x00\x00\x00\x00\x00".into(), ""),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03garbage".into(), ""),
+    ];
+    let mut random = fastrand::Rng::with_seed(1);
+    for _ in 0..50 {
+        let len = random.usize(1..2000);
+        let mut octets: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(len).collect();
+        if random.bool() {
+            octets.splice(0..0, *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        }
+        inputs.push((octets, ""));
+    }
+    for entry in [pair.entry, pair.server.inbound(app), pair.server.direct] {
+        for (input, status) in &inputs {
+            let mut stream = TcpStream::connect(entry).await.unwrap();
+            let _ = stream.write_all(input).await;
+            let _ = stream.shutdown().await;
+            let mut answer = Vec::new();
+            let _ = soon(stream.read_to_end(&mut answer)).await;
+            let answer = String::from_utf8_lossy(&answer);
+            if !status.is_empty() && entry == pair.entry {
+                assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{status}: {answer}");
+            }
+        }
+        let response = soon(http1(pair.entry).await.send_request(get("/"))).await.unwrap();
+        assert_eq!(response.status(), 200);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_leaves_nothing_behind() {
+    let app = app(false, |_| async {
+        std::future::pending::<()>().await;
+        Response::new(full(""))
+    })
+    .await;
+    let pair = pair(app).await;
+    let clients: Vec<_> = (0..10)
+        .map(|_| {
+            let entry = pair.entry;
+            tokio::spawn(async move { http1(entry).await.send_request(get("/")).await.map(drop) })
+        })
+        .collect();
+    until("the requests are there", || pair.server.metric("request_total", &[]) == 10).await;
+    for client in &clients {
+        client.abort();
+    }
+    for proxy in [&pair.client, &pair.server] {
+        until("all are counted as cancelled", || proxy.metric("response_total", &["error=\"canceled\""]) == 10).await;
+    }
+    // Connections to the application, which cannot be used again, are closed.
+    until("they are closed", || {
+        pair.server.metric("tcp_open_connections", &["peer=\"dst\""]) == 0
+            && pair.client.metric("tcp_open_connections", &["peer=\"src\""]) == 0
+    })
+    .await;
+}
