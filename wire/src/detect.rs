@@ -87,13 +87,10 @@ fn http1(bytes: &[u8]) -> Detected {
         return Detected::Unknown;
     }
     let method = rest.iter().position(|&b| !crate::h1::is_token(b)).unwrap_or(rest.len());
-    if method > METHOD_LIMIT {
-        return Detected::Unknown;
-    }
     match rest.get(method) {
-        None => return Detected::NeedMore,
+        None if rest.len() < REQUEST_LINE_LIMIT => return Detected::NeedMore,
         Some(b' ' | b'\t') if method > 0 => {}
-        Some(_) => return Detected::Unknown,
+        _ => return Detected::Unknown,
     }
     let window = rest.get(..REQUEST_LINE_LIMIT).unwrap_or(rest);
     let Some(lf) = memchr::memchr(b'\n', window) else {
@@ -119,7 +116,6 @@ fn http1(bytes: &[u8]) -> Detected {
 }
 
 const EMPTY_OCTETS: usize = 16;
-const METHOD_LIMIT: usize = 32;
 const KNOWN_METHODS: &[&[u8]] =
     &[b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"TRACE", b"CONNECT"];
 

@@ -9,6 +9,7 @@
 //! The codecs are strict: what is ambiguous is refused with a reason, never guessed. Every limit is a field of [`Limits`].
 
 pub mod detect;
+pub mod fuzzing;
 pub mod h1;
 pub mod h2;
 pub mod head;

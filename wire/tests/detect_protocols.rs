@@ -36,6 +36,7 @@ fn http1_is_a_request_line() {
         "CONNECT a:1 HTTP/1.1\r\n",
         "M-SEARCH http://a/ HTTP/1.1\r\n",
         "PRIVATE / HTTP/1.1\r\n",
+        "AMETHODTHATISLONGERTHANMETHODSARE / HTTP/1.1\r\n",
         // The codec refuses these; a lenient server might serve them, so they must not pass as something else.
         "GET  / HTTP/1.1\r\n",
         "GET\t/ HTTP/1.1\r\n",
@@ -63,12 +64,13 @@ fn other_protocols_are_not_http() {
         "PRI * HTTP/2.1\r\n\r\n",
         "GET \u{1}\u{2}",
         " GET / HTTP/1.1\r\n",
-        "amethodthatislongerthanmethodsare / HTTP/1.1\r\n",
     ] {
         decides(line.as_bytes(), Detected::Unknown);
     }
     let long = format!("NOTAMETHOD /{}", "a".repeat(REQUEST_LINE_LIMIT));
     assert_eq!(detect(long.as_bytes()), Detected::Unknown);
+    assert_eq!(detect(&[b'a'; REQUEST_LINE_LIMIT - 1]), Detected::NeedMore);
+    assert_eq!(detect(&[b'a'; REQUEST_LINE_LIMIT]), Detected::Unknown);
     decides(b"GET / HTTP/1.1", Detected::NeedMore);
 }
 
