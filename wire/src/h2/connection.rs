@@ -371,6 +371,14 @@ impl Connection {
         }
     }
 
+    /// Octets of memory in this connection's buffers: output, queues, partial frames and lists of streams.
+    pub fn memory(&self) -> usize {
+        let block = self.block.as_ref().map_or(0, |b| b.octets.capacity());
+        let lists =
+            self.ready.capacity() * size_of::<(usize, StreamId)>() + self.events.capacity() * size_of::<Event>();
+        self.output.capacity() + self.partial.capacity() + block + lists + self.streams.memory()
+    }
+
     /// Puts a frame into the output because the peer's frames call for it.
     pub(super) fn answer(&mut self, kind: u8, flags: u8, id: StreamId, payload: &[u8]) -> Result<(), Error> {
         frame::put(&mut self.output, kind, flags, id, payload);
@@ -387,15 +395,5 @@ impl Connection {
     /// Acknowledges a SETTINGS or PING frame.
     pub(super) fn acknowledge(&mut self, kind: u8, payload: &[u8]) -> Result<(), Error> {
         self.answer(kind, flag::ACK, 0, payload)
-    }
-}
-
-#[cfg(test)]
-impl Connection {
-    /// Octets of every buffer that a peer can make grow, except the output.
-    pub(crate) fn memory(&self) -> usize {
-        let queues: usize = self.streams.iter().map(|s| s.queue.capacity()).sum();
-        let block = self.block.as_ref().map_or(0, |b| b.octets.capacity());
-        self.partial.capacity() + block + queues + self.ready.capacity() * 16 + self.events.capacity() * 64
     }
 }

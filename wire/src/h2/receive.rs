@@ -323,7 +323,8 @@ impl Connection {
             Some(s) if s.is_over() => return error(Reason::STREAM_CLOSED, "DATA on a closed stream"),
             Some(s) if s.remote_closed => Reason::STREAM_CLOSED,
             Some(s) if client && !s.answered => Reason::PROTOCOL_ERROR,
-            Some(s) if i64::from(head.len) > s.recv_window => Reason::FLOW_CONTROL_ERROR,
+            // An empty frame needs no window, not even one that is not negative.
+            Some(s) if head.len > 0 && i64::from(head.len) > s.recv_window => Reason::FLOW_CONTROL_ERROR,
             Some(s) => match s.expected.map(|e| e.checked_sub(u64::from(data))) {
                 Some(None) => Reason::PROTOCOL_ERROR,
                 Some(Some(left)) if end && left > 0 => Reason::PROTOCOL_ERROR,

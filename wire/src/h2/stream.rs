@@ -222,6 +222,11 @@ impl Streams {
         }
     }
 
+    /// Octets of the streams and their queues.
+    pub(super) fn memory(&self) -> usize {
+        self.slab.capacity() * size_of::<Option<Stream>>() + self.iter().map(|s| s.queue.capacity()).sum::<usize>()
+    }
+
     pub(super) fn how_ended(&self, id: StreamId) -> Ended {
         if self.reset_here.ids.contains(&id) {
             Ended::ResetHere
