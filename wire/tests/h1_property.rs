@@ -184,7 +184,7 @@ fn without_length(headers: &Headers) -> Headers {
 }
 
 proptest! {
-    #![proptest_config(config(3000))]
+    #![proptest_config(config(1000))]
 
     #[test]
     fn requests_do_not_depend_on_how_the_input_is_cut(input in request_stream(), cuts in prop::collection::vec(any::<usize>(), 0..12)) {

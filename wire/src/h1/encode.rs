@@ -189,7 +189,7 @@ fn put_framing(framing: Framing, out: &mut Vec<u8>) {
     }
 }
 
-fn put_escaped(bytes: &[u8], allowed: fn(u8) -> bool, out: &mut Vec<u8>) {
+fn put_escaped(bytes: &[u8], allowed: impl Fn(u8) -> bool, out: &mut Vec<u8>) {
     if bytes.iter().all(|&b| allowed(b)) {
         out.extend_from_slice(bytes);
         return;
