@@ -144,6 +144,6 @@ where
         Ok(Answer { status, body })
     };
     // The connection's own error says no more than the request's.
-    let (answer, _) = futures_util::join!(asked, connection);
+    let (answer, _) = tokio::join!(asked, connection);
     answer
 }
