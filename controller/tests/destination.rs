@@ -281,7 +281,7 @@ async fn profiles_follow_what_is_declared() {
     let (of_service, mut service_stream) = profile(&mut client, "10.96.0.1:80").await;
     assert_eq!(of_service.fully_qualified_name, "web.shop.svc.cluster.local");
     assert!(!of_service.opaque_protocol && of_service.endpoint.is_none() && of_service.routes.is_empty());
-    let budget = of_service.retry_budget.clone().unwrap();
+    let budget = of_service.retry_budget.unwrap();
     assert_eq!((budget.retry_ratio, budget.min_retries_per_second), (0.2, 10));
     assert_eq!(budget.ttl.unwrap().seconds, 10);
     let Some(linkerd2_proxy_api::meta::metadata::Kind::Resource(parent)) = of_service.parent_ref.clone().unwrap().kind
@@ -405,7 +405,12 @@ async fn nonsense_in_the_directory_does_no_harm() {
     assert_eq!(status, 200);
     assert!(metrics.contains("weft_source_bad_files_total"), "{metrics}");
     assert!(metrics.contains(r#"weft_index_objects{kind="pod"} 2"#), "{metrics}");
-    assert!(metrics.contains(r#"grpc_server_streams{grpc_service="io.linkerd.proxy.destination.Destination",grpc_method="Get"} 2"#), "{metrics}");
+    assert!(
+        metrics.contains(
+            r#"grpc_server_streams{grpc_service="io.linkerd.proxy.destination.Destination",grpc_method="Get"} 2"#
+        ),
+        "{metrics}"
+    );
 }
 
 #[tokio::test]

@@ -55,7 +55,15 @@ impl Authority {
         let any = "127.0.0.1:0";
         let (anchors, issuer, tokens) = (path("anchors.pem"), path("issuer"), path("tokens.pem"));
         let args = [
-            "--grpc-addr", any, "--admin-addr", any, "--trust-anchors", &anchors, "--issuer-dir", &issuer, "--token-keys",
+            "--grpc-addr",
+            any,
+            "--admin-addr",
+            any,
+            "--trust-anchors",
+            &anchors,
+            "--issuer-dir",
+            &issuer,
+            "--token-keys",
             &tokens,
         ];
         Controller::start("identity", 2, &args)
@@ -111,7 +119,7 @@ async fn a_leaf_is_what_the_contract_says() {
     let after = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
 
     let issuer_der = der(&trust.issuer_pem);
-    assert_eq!(response.intermediate_certificates, [issuer_der.clone()], "the issuer, without the root");
+    assert_eq!(response.intermediate_certificates, std::slice::from_ref(&issuer_der), "the issuer, without the root");
     let (_, leaf) = X509Certificate::from_der(&response.leaf_certificate).unwrap();
     let (_, issuer) = X509Certificate::from_der(&issuer_der).unwrap();
     leaf.verify_signature(Some(issuer.public_key())).unwrap();
@@ -202,11 +210,7 @@ async fn what_is_wrong_is_refused_logged_and_counted() {
             Code::FailedPrecondition,
         ),
         ("token_signature", with_token(stranger.good_token()), Code::FailedPrecondition),
-        (
-            "token_subject",
-            with_token(authority.token("shop", "we.b", IDENTITY_AUDIENCE, now)),
-            Code::InvalidArgument,
-        ),
+        ("token_subject", with_token(authority.token("shop", "we.b", IDENTITY_AUDIENCE, now)), Code::InvalidArgument),
         (
             "identity_mismatch",
             with_token(authority.token("shop", "other", IDENTITY_AUDIENCE, now)),
@@ -231,8 +235,7 @@ async fn what_is_wrong_is_refused_logged_and_counted() {
     }
     // All of them are in the log, with the identity, and no token is.
     until("refusals are logged", || {
-        let refused =
-            |line: &&serde_json::Value| line["fields"]["message"].to_string().contains("certificate refused");
+        let refused = |line: &&serde_json::Value| line["fields"]["message"].to_string().contains("certificate refused");
         std::future::ready(controller.logs().iter().filter(refused).count() == cases.len())
     })
     .await;
@@ -270,7 +273,10 @@ async fn the_issuer_is_read_again_when_it_changes() {
     };
     authority.set_issuer(&stranger);
     until("it complains", || std::future::ready(complaints() >= 1)).await;
-    assert_eq!(certify(&mut client, request.clone()).await.unwrap().intermediate_certificates, [der(&trust.issuer_pem)]);
+    assert_eq!(
+        certify(&mut client, request.clone()).await.unwrap().intermediate_certificates,
+        [der(&trust.issuer_pem)]
+    );
 
     // With both anchors the new issuer is good.
     let anchors = format!("{}{}", trust.anchor_pem, stranger.anchor_pem);
@@ -304,7 +310,12 @@ async fn the_root_itself_may_be_the_issuer() {
     params.not_after = (now + time::Duration::hours(2)).replace_nanosecond(0).unwrap();
     let end = params.not_after.unix_timestamp();
     let root = params.self_signed(&key).unwrap().pem();
-    let trust = Trust { anchor_pem: root.clone(), issuer_pem: root, issuer_key_pem: key.serialize_pem(), ..trust::generate(now).unwrap() };
+    let trust = Trust {
+        anchor_pem: root.clone(),
+        issuer_pem: root,
+        issuer_key_pem: key.serialize_pem(),
+        ..trust::generate(now).unwrap()
+    };
     let authority = Authority::new(&trust);
     let controller = authority.start();
     let mut client = client(&controller).await;

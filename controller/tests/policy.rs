@@ -248,10 +248,7 @@ async fn outbound_policies_know_services_pods_and_the_rest() {
         let Kind::Opaque(opaque) = kind(&policy) else { panic!("{policy:?}") };
         let rule = &opaque.routes[0].rules[0];
         assert!(matches!(rule.filters[0].kind, Some(opaque_route::filter::Kind::Forbidden(_))));
-        assert!(matches!(
-            rule.backends.as_ref().unwrap().kind,
-            Some(opaque_route::distribution::Kind::Empty(_))
-        ));
+        assert!(matches!(rule.backends.as_ref().unwrap().kind, Some(opaque_route::distribution::Kind::Empty(_))));
     }
 
     let policy = get(to_addr("10.244.0.1:8080")).await.unwrap();

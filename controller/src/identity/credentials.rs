@@ -142,10 +142,10 @@ impl Credentials {
             return;
         }
         let mut current = state.current.clone();
-        if let Some(pem) = &files.anchors {
-            if let Some(anchors) = problems.note(&options.trust_anchors, ca::certificates(pem)) {
-                current.anchors = Arc::new(anchors);
-            }
+        if let Some(pem) = &files.anchors
+            && let Some(anchors) = problems.note(&options.trust_anchors, ca::certificates(pem))
+        {
+            current.anchors = Arc::new(anchors);
         }
         if let Some((chain, key)) = &files.issuer {
             let issuer = Issuer::from_pem(chain, key).and_then(|issuer| {
@@ -170,11 +170,11 @@ impl Credentials {
             Err(error) => problems.0.push(error.to_string()),
         }
         let problem = (!problems.0.is_empty()).then(|| problems.0.join("; "));
-        if let Some(problem) = &problem {
-            if state.problem.as_ref() != Some(problem) {
-                let kept = if current.issuer.is_some() { "the credentials of before stay in use" } else { "waiting" };
-                tracing::warn!("credentials cannot be used, {kept}: {problem}");
-            }
+        if let Some(problem) = &problem
+            && state.problem.as_ref() != Some(problem)
+        {
+            let kept = if current.issuer.is_some() { "the credentials of before stay in use" } else { "waiting" };
+            tracing::warn!("credentials cannot be used, {kept}: {problem}");
         }
         *state = State { current, files, problem };
     }

@@ -21,7 +21,7 @@ pub fn edges(store: &Store, resources: &Resources, mesh: &Mesh, asked: &EdgesReq
     let namespace = asked.namespace.as_deref().filter(|namespace| !namespace.is_empty());
     let mut found = BTreeSet::new();
     for pod in resources.pods() {
-        let sources = resources.of_pod(pod);
+        let sources = resources.of_pod(&pod.id);
         let Some(source) = sources.iter().find(|resource| resource.kind == kind) else { continue };
         for (peer, current) in store.peers(&pod.id) {
             if !current.http && !current.tcp {

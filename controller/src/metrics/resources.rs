@@ -150,7 +150,9 @@ impl Wanted {
 pub struct Resources {
     pods: HashMap<Id, Arc<Pod>>,
     by_ip: HashMap<IpAddr, Arc<Pod>>,
-    services: Vec<Arc<Service>>,
+    /// What every pod is a part of, services left out.
+    parts: HashMap<Id, Vec<Resource>>,
+    members: HashMap<Resource, BTreeSet<Id>>,
     labels: BTreeMap<Resource, BTreeMap<String, String>>,
     owners: HashMap<Resource, Resource>,
     alive: BTreeSet<Id>,
@@ -163,40 +165,56 @@ impl Resources {
         let mut resources = Resources {
             alive: now.iter().map(|pod| pod.id.clone()).collect(),
             by_ip: HashMap::new(),
+            parts: HashMap::new(),
+            members: HashMap::new(),
             pods: store.pods().chain(&now).map(|pod| (pod.id.clone(), pod.clone())).collect(),
-            services: index.services(),
             labels: BTreeMap::new(),
             owners: HashMap::new(),
         };
-        for pod in now.iter().filter(|pod| !pod.ended()) {
-            resources.by_ip.extend(pod.ips.iter().map(|ip| (*ip, pod.clone())));
-        }
         for (name, labels) in index.namespaces() {
             resources.labels.insert(Resource::new(Type::Namespace, "", &name), labels);
-        }
-        for service in &resources.services {
-            let resource = Resource::new(Type::Service, &service.id.namespace, &service.id.name);
-            resources.labels.insert(resource, service.labels.clone());
         }
         for (key, workload) in index.workloads() {
             let Some(kind) = Type::workload(key.kind) else { continue };
             let resource = Resource::new(kind, &key.namespace, &key.name);
-            if let Some((kind, name)) = &workload.owner {
-                if let Ok(kind) = Type::parse(kind) {
-                    resources.owners.insert(resource.clone(), Resource::new(kind, &key.namespace, name));
-                }
+            if let Some((kind, name)) = &workload.owner
+                && let Ok(kind) = Type::parse(kind)
+            {
+                resources.owners.insert(resource.clone(), Resource::new(kind, &key.namespace, name));
             }
             // Those without pods are the past of a Deployment.
             if kind != Type::ReplicaSet {
                 resources.labels.insert(resource, workload.labels.clone());
             }
         }
+        resources.parts = resources.pods.values().map(|pod| (pod.id.clone(), resources.parts_of(pod))).collect();
+        for (pod, parts) in &resources.parts {
+            for part in parts {
+                resources.members.entry(part.clone()).or_default().insert(pod.clone());
+            }
+        }
+        for service in index.services() {
+            let resource = Resource::new(Type::Service, &service.id.namespace, &service.id.name);
+            resources.members.insert(resource.clone(), resources.selected(&service));
+            resources.labels.insert(resource, service.labels.clone());
+        }
         for pod in now.iter().filter(|pod| !pod.ended()) {
-            for resource in resources.of_pod(pod) {
-                resources.labels.entry(resource).or_insert_with(|| pod.labels.clone());
+            resources.by_ip.extend(pod.ips.iter().map(|ip| (*ip, pod.clone())));
+            for resource in resources.parts.get(&pod.id).into_iter().flatten() {
+                resources.labels.entry(resource.clone()).or_insert_with(|| pod.labels.clone());
             }
         }
         resources
+    }
+
+    fn selected(&self, service: &Service) -> BTreeSet<Id> {
+        let namespace = Resource::new(Type::Namespace, "", &service.id.namespace);
+        let pods = self.members.get(&namespace).into_iter().flatten().filter_map(|id| self.pods.get(id));
+        let chosen = pods.filter(|pod| {
+            let mut labels = service.selector.iter();
+            !service.selector.is_empty() && labels.all(|(key, value)| pod.labels.get(key) == Some(value))
+        });
+        chosen.map(|pod| pod.id.clone()).collect()
     }
 
     /// The resources that are wanted and have these labels.
@@ -217,8 +235,32 @@ impl Resources {
         self.pods.values().filter(|pod| self.alive(&pod.id) && !pod.ended())
     }
 
+    /// All pods, also those that are gone.
+    pub fn all_pods(&self) -> impl Iterator<Item = &Id> {
+        self.pods.keys()
+    }
+
+    /// The pods of a resource, also those that are gone.
+    pub fn members(&self, resource: &Resource) -> impl Iterator<Item = &Id> {
+        self.members.get(resource).into_iter().flatten()
+    }
+
+    /// The pods of a resource that are there now, except those that have run and ended.
+    pub fn pods_of(&self, resource: &Resource) -> impl Iterator<Item = &Arc<Pod>> {
+        self.members(resource).filter_map(|id| self.pods.get(id)).filter(|pod| self.alive(&pod.id) && !pod.ended())
+    }
+
+    /// The pods of everything that is wanted, also those that are gone.
+    pub fn members_of_all(&self, wanted: &Wanted) -> BTreeSet<&Id> {
+        self.members.iter().filter(|(resource, _)| wanted.matches(resource)).flat_map(|(_, pods)| pods).collect()
+    }
+
     /// Every resource that the pod is a part of, services left out.
-    pub fn of_pod(&self, pod: &Pod) -> Vec<Resource> {
+    pub fn of_pod(&self, pod: &Id) -> &[Resource] {
+        self.parts.get(pod).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    fn parts_of(&self, pod: &Pod) -> Vec<Resource> {
         let namespace = &pod.id.namespace;
         let mut all =
             vec![Resource::new(Type::Namespace, "", namespace), Resource::new(Type::Pod, namespace, &pod.id.name)];
@@ -233,32 +275,6 @@ impl Resources {
         all
     }
 
-    /// Whether the pod is a part of this resource.
-    pub fn pod_is_in(&self, pod: &Pod, resource: &Resource) -> bool {
-        match resource.kind {
-            Type::Service => self.services.iter().any(|service| {
-                service.id.name == resource.name
-                    && service.id.namespace == resource.namespace
-                    && service.id.namespace == pod.id.namespace
-                    && !service.selector.is_empty()
-                    && service.selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
-            }),
-            _ => self.of_pod(pod).contains(resource),
-        }
-    }
-
-    /// Whether the pod is a part of anything that is wanted.
-    pub fn pod_is_wanted(&self, pod: &Pod, wanted: &Wanted) -> bool {
-        match wanted.kind {
-            Type::Service => self
-                .labels
-                .keys()
-                .filter(|resource| wanted.matches(resource))
-                .any(|resource| self.pod_is_in(pod, resource)),
-            _ => self.of_pod(pod).iter().any(|resource| wanted.matches(resource)),
-        }
-    }
-
     /// Every resource that a peer of a proxy is a part of.
     pub fn of_peer(&self, peer: &Peer) -> Vec<Resource> {
         let pod = if peer.pod.is_empty() {
@@ -267,7 +283,7 @@ impl Resources {
             self.pods.get(&Id::new(&peer.namespace, &peer.pod))
         };
         let namespace = pod.map_or(peer.namespace.as_str(), |pod| pod.id.namespace.as_str());
-        let mut all = pod.map(|pod| self.of_pod(pod)).unwrap_or_default();
+        let mut all = pod.map(|pod| self.of_pod(&pod.id).to_vec()).unwrap_or_default();
         let mut add = |kind: Type, name: &str| {
             let resource = Resource::new(kind, namespace, name);
             if !name.is_empty() && !all.contains(&resource) {
@@ -278,10 +294,10 @@ impl Resources {
         add(Type::Pod, &peer.pod);
         add(Type::Service, &peer.service);
         add(Type::Authority, &peer.authority);
-        if let Some((kind, name)) = &peer.workload {
-            if let Ok(kind) = Type::parse(kind) {
-                add(kind, name);
-            }
+        if let Some((kind, name)) = &peer.workload
+            && let Ok(kind) = Type::parse(kind)
+        {
+            add(kind, name);
         }
         all
     }

@@ -2,7 +2,7 @@
 
 use super::resources::{Resource, Resources, Type, Wanted};
 use super::store::{Peer, Side, Store, Traffic};
-use crate::index::pod::Pod;
+use crate::index::pod::Id;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use weft_core::api::{ResourceRef, StatRequest, StatResponse, StatRow};
@@ -26,7 +26,7 @@ pub fn stat(store: &Store, resources: &Resources, asked: &StatRequest, now: f64)
             return Err("traffic can be narrowed by where it goes to or by where it comes from, not by both".into());
         }
         (Some(to), None) => Direction::To(Wanted::parse(to)?),
-        (None, Some(from)) => Direction::From(Wanted::parse(from)?),
+        (None, Some(from)) => Direction::From(resources.members_of_all(&Wanted::parse(from)?)),
         (None, None) => Direction::Into,
     };
     let seconds = if asked.window_seconds == 0 { DEFAULT_WINDOW } else { asked.window_seconds } as f64;
@@ -54,19 +54,19 @@ pub fn stat(store: &Store, resources: &Resources, asked: &StatRequest, now: f64)
     Ok(StatResponse { rows })
 }
 
-enum Direction {
+enum Direction<'a> {
     /// All that comes in.
     Into,
     /// From the rows to something.
     To(Wanted),
-    /// From something to the rows.
-    From(Wanted),
+    /// From these pods to the rows.
+    From(BTreeSet<&'a Id>),
 }
 
 struct View<'a> {
     store: &'a Store,
     resources: &'a Resources,
-    direction: Direction,
+    direction: Direction<'a>,
     now: f64,
     seconds: f64,
     /// What every peer is a part of, found once.
@@ -95,7 +95,7 @@ impl View<'_> {
             name: resource.name.clone(),
             ..StatRow::default()
         };
-        for pod in self.resources.pods().filter(|pod| self.resources.pod_is_in(pod, &resource)) {
+        for pod in self.resources.pods_of(&resource) {
             if pod.running() {
                 row.running += 1;
                 row.meshed += u32::from(pod.proxy.is_some() && pod.control_plane.is_some());
@@ -126,25 +126,20 @@ impl View<'_> {
             Side::Outbound(peer) => self.peers.get(peer).is_some_and(|all| all.iter().any(wanted)),
             Side::Inbound => false,
         };
-        let within = |pod: &Arc<Pod>| self.resources.pod_is_in(pod, resource);
-        let alive = |pod: &Arc<Pod>| self.resources.alive(&pod.id);
+        let itself = |side: &Side| is_peer(side, &|r| r == resource);
+        let alive = |pod: &Id| self.resources.alive(pod);
+        let members = self.resources.members(resource);
         let (now, seconds) = (self.now, self.seconds);
         match &self.direction {
             // Services and authorities are what clients see: their proxies know.
             Direction::Into if matches!(resource.kind, Type::Service | Type::Authority) => {
-                self.store.traffic(now, seconds, |_| true, |_, side| is_peer(side, &|r| r == resource), alive)
+                self.store.traffic(now, seconds, self.resources.all_pods(), itself, alive)
             }
-            Direction::Into => self.store.traffic(now, seconds, within, |_, side| *side == Side::Inbound, alive),
+            Direction::Into => self.store.traffic(now, seconds, members, |side| *side == Side::Inbound, alive),
             Direction::To(to) => {
-                self.store.traffic(now, seconds, within, |_, side| is_peer(side, &|r| to.matches(r)), alive)
+                self.store.traffic(now, seconds, members, |side| is_peer(side, &|r| to.matches(r)), alive)
             }
-            Direction::From(from) => self.store.traffic(
-                now,
-                seconds,
-                |pod| self.resources.pod_is_wanted(pod, from),
-                |_, side| is_peer(side, &|r| r == resource),
-                alive,
-            ),
+            Direction::From(from) => self.store.traffic(now, seconds, from.iter().copied(), itself, alive),
         }
     }
 }

@@ -222,26 +222,26 @@ impl Store {
 
     /// Adds up what the chosen sums of the chosen pods grew within the last `seconds`. Whatever was chosen, the time
     /// that is known is that of all chosen pods together: a pod that is new in a workload had no traffic before.
-    pub fn traffic(
+    pub fn traffic<'a>(
         &self,
         now: f64,
         seconds: f64,
-        pods: impl Fn(&Arc<Pod>) -> bool,
-        sides: impl Fn(&Arc<Pod>, &Side) -> bool,
-        alive: impl Fn(&Arc<Pod>) -> bool,
+        pods: impl Iterator<Item = &'a Id>,
+        sides: impl Fn(&Side) -> bool,
+        alive: impl Fn(&Id) -> bool,
     ) -> Traffic {
         let start = now - seconds.min(WINDOW);
         let mut traffic = Traffic::default();
         for bound in &self.bounds {
             traffic.latency.add(*bound, 0.0);
         }
-        for series in self.pods.values().filter(|series| pods(&series.pod)) {
+        for series in pods.filter_map(|id| self.pods.get(id)) {
             let (from, to) = (series.first.max(start), series.last);
             if to > from {
                 traffic.known = Some(traffic.known.map_or((from, to), |(f, t)| (f.min(from), t.max(to))));
             }
-            let alive = alive(&series.pod);
-            for (_, sum) in series.sums.iter().filter(|(side, _)| sides(&series.pod, side)) {
+            let alive = alive(&series.pod.id);
+            for (_, sum) in series.sums.iter().filter(|(side, _)| sides(side)) {
                 if alive {
                     traffic.open += sum.state.open;
                 }
@@ -455,3 +455,6 @@ fn classify(sample: &Sample<'_>, what: What, pod: &Pod) -> Option<(Side, Detail)
     }
     None
 }
+
+#[cfg(test)]
+mod tests;

@@ -97,11 +97,7 @@ impl Directory {
                 tracing::warn!(path = %self.options.path.display(), "the state directory is not there; waiting for it");
             }
             let mut due = Instant::now() + wait;
-            loop {
-                let (paths, rescan) = match self.next(&rx, due.saturating_duration_since(Instant::now())) {
-                    Some(changes) => changes,
-                    None => break,
-                };
+            while let Some((paths, rescan)) = self.next(&rx, due.saturating_duration_since(Instant::now())) {
                 let events = self.look_at(paths);
                 if !events.is_empty() && out.blocking_send(events).is_err() {
                     return;
@@ -209,12 +205,11 @@ impl Directory {
         let metadata = match fs::metadata(path) {
             Ok(metadata) => metadata,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                if self.options.path.is_dir() {
-                    if let Some(known) = self.files.remove(path) {
-                        if known.told {
-                            events.push(Event::Deleted(known.key));
-                        }
-                    }
+                if self.options.path.is_dir()
+                    && let Some(known) = self.files.remove(path)
+                    && known.told
+                {
+                    events.push(Event::Deleted(known.key));
                 }
                 return;
             }

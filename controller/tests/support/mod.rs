@@ -59,8 +59,18 @@ impl Controller {
     pub fn destination(state: &Path) -> Controller {
         let any = "127.0.0.1:0";
         let state = state.to_str().unwrap();
-        let args =
-            ["--state-dir", state, "--grpc-addr", any, "--policy-addr", any, "--admin-addr", any, "--resync-interval", "1"];
+        let args = [
+            "--state-dir",
+            state,
+            "--grpc-addr",
+            any,
+            "--policy-addr",
+            any,
+            "--admin-addr",
+            any,
+            "--resync-interval",
+            "1",
+        ];
         Controller::start("destination", 3, &args)
     }
 
