@@ -167,9 +167,7 @@ impl Upstream {
                     return;
                 }
                 self.waiting.borrow_mut().push_back(exchange.clone());
-                if !self.dialling.get() && conns.len() < H2_CONNECTIONS {
-                    self.dial_h2();
-                }
+                self.dial_h2_if_needed();
             }
             Want::H1 => {
                 loop {
@@ -254,7 +252,16 @@ impl Upstream {
                 break;
             }
         }
-        if self.has_waiting() && !self.dialling.get() && self.h2.borrow().len() < H2_CONNECTIONS {
+        if self.has_waiting() {
+            self.dial_h2_if_needed();
+        }
+    }
+
+    /// Makes another connection, unless one is under way or may yet turn out to take more.
+    fn dial_h2_if_needed(self: &Rc<Self>) {
+        let conns = self.h2.borrow();
+        if !self.dialling.get() && conns.len() < H2_CONNECTIONS && conns.iter().all(|c| c.is_settled()) {
+            drop(conns);
             self.dial_h2();
         }
     }

@@ -261,7 +261,7 @@ fn switch(conn: &Rc<Conn>, head: Response, rest: Vec<u8>) {
 
 /// Handles input of an HTTP/2 server; none, to handle what writing has brought about.
 pub(super) fn h2_input(conn: &Rc<Conn>, mut octets: &[u8]) {
-    loop {
+    while !conn.is_over() {
         let result = match &mut *conn.codec.borrow_mut() {
             Codec::H2(h2) => h2.next(&mut octets),
             _ => return,
@@ -329,6 +329,7 @@ fn h2_event(conn: &Rc<Conn>, event: Event2<'_>) {
             conn.drain();
         }
         Event2::Settings => {
+            conn.settled.set(true);
             if let Some(upstream) = conn.upstream() {
                 upstream.serve_waiting();
             }

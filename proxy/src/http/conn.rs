@@ -105,6 +105,8 @@ pub struct Conn {
     /// Something was read since the last look.
     pub(super) active: Cell<bool>,
     pub(super) ping_sent: Cell<bool>,
+    /// HTTP/2: the peer has told its limits.
+    pub(super) settled: Cell<bool>,
 }
 
 impl Conn {
@@ -125,6 +127,7 @@ impl Conn {
             tunnel: RefCell::default(),
             active: Cell::new(false),
             ping_sent: Cell::new(false),
+            settled: Cell::new(false),
         })
     }
 
@@ -519,6 +522,16 @@ impl Conn {
             Codec::H2(_) => true,
             Codec::Server1(_) => false,
         }
+    }
+
+    /// True when nothing is read from this connection any more.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.closing.get(), Closing::Flush | Closing::Abort)
+    }
+
+    /// True when the peer's limits are known.
+    pub fn is_settled(&self) -> bool {
+        self.settled.get()
     }
 
     /// True when another stream can be opened.

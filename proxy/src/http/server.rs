@@ -329,7 +329,7 @@ fn refuse(conn: &Rc<Conn>, error: weft_wire::h1::Error) {
 
 /// Handles input of an HTTP/2 client; none, to handle what writing has brought about.
 pub(super) fn h2_input(conn: &Rc<Conn>, mut octets: &[u8]) {
-    loop {
+    while !conn.is_over() {
         let result = match &mut *conn.codec.borrow_mut() {
             Codec::H2(h2) => h2.next(&mut octets),
             _ => return,

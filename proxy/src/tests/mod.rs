@@ -253,6 +253,7 @@ where
     let addr = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
+            stream.set_nodelay(true).unwrap();
             let handler = handler.clone();
             tokio::spawn(async move {
                 let service = service_fn(move |request| {
@@ -290,9 +291,16 @@ where
     addr
 }
 
+/// Connects as real clients do: without Nagle's algorithm, whose delays would dominate.
+pub(super) async fn connect(entry: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(entry).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
 /// hyper's HTTP/1 client on one connection.
 pub(super) async fn http1(entry: SocketAddr) -> hyper::client::conn::http1::SendRequest<Body> {
-    let stream = TcpStream::connect(entry).await.unwrap();
+    let stream = connect(entry).await;
     let (send, conn) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(conn.with_upgrades());
     send
@@ -300,7 +308,7 @@ pub(super) async fn http1(entry: SocketAddr) -> hyper::client::conn::http1::Send
 
 /// hyper's HTTP/2 client on one connection.
 pub(super) async fn http2(entry: SocketAddr) -> hyper::client::conn::http2::SendRequest<Body> {
-    let stream = TcpStream::connect(entry).await.unwrap();
+    let stream = connect(entry).await;
     let (send, conn) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(conn);
     send
