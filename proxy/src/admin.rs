@@ -52,6 +52,8 @@ pub(crate) struct Admin {
 #[derive(Clone)]
 struct Caller {
     addr: SocketAddr,
+    /// From an address of this pod: from the pod itself, or through its inbound proxy, which has authorized it.
+    same_host: bool,
     tls: bool,
     identity: Option<String>,
 }
@@ -92,15 +94,16 @@ async fn connection(stream: TcpStream, addr: SocketAddr, admin: Arc<Admin>) -> s
     stream.set_nodelay(true)?;
     let mut first = [0];
     timeout(HANDSHAKE_TIMEOUT, stream.peek(&mut first)).await??;
+    let same_host = stream.local_addr()?.ip() == addr.ip();
     let credentials = admin.credentials.borrow().clone();
     match credentials {
         Some(credentials) if first == [TLS_HANDSHAKE_RECORD] => {
             let accept = tokio_rustls::TlsAcceptor::from(credentials.server.clone()).accept(stream);
             let stream = timeout(HANDSHAKE_TIMEOUT, accept).await??;
             let identity = stream.get_ref().1.peer_certificates().and_then(|c| peer_identity(c.first()?));
-            http(stream, Caller { addr, tls: true, identity }, admin).await
+            http(stream, Caller { addr, same_host, tls: true, identity }, admin).await
         }
-        _ => http(stream, Caller { addr, tls: false, identity: None }, admin).await,
+        _ => http(stream, Caller { addr, same_host, tls: false, identity: None }, admin).await,
     }
 }
 
@@ -165,9 +168,9 @@ impl Admin {
         text(StatusCode::OK, "ready\n")
     }
 
-    /// Callers from this pod may see everything; others, what the policy of the admin port grants.
+    /// Callers from this pod's address may see everything here; others, what the policy of the admin port grants.
     fn permits(&self, caller: &Caller, parts: &http::request::Parts) -> bool {
-        if caller.is_local() {
+        if caller.same_host {
             return true;
         }
         let policy = self.policy.borrow().clone();

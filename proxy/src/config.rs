@@ -33,8 +33,6 @@ pub struct Config {
     pub inbound_ips: BTreeSet<IpAddr>,
     /// True when responses that the proxy makes itself carry `l5d-proxy-error` and `l5d-proxy-connection`.
     pub emit_headers: bool,
-    /// True when inbound metrics carry the `authority` label. `INBOUND_METRICS_AUTHORITY_LABELS=unsafe`.
-    pub inbound_authority_labels: bool,
     /// The admin server.
     pub admin: AdminConfig,
     /// How long metrics of label sets that nobody uses are kept. `METRICS_RETAIN_IDLE`.
@@ -162,8 +160,6 @@ pub struct ProxySide {
     pub http_failfast: Duration,
     /// Requests that may wait for an endpoint.
     pub http_queue: usize,
-    /// How long a TCP connection may wait for an endpoint. Outbound only; inbound equals `http_failfast`.
-    pub tcp_failfast: Duration,
     /// How long unused discovery results are kept.
     pub discovery_idle: Duration,
     /// Requests in flight, all together.

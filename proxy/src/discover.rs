@@ -183,11 +183,6 @@ impl Discovery {
         self.0.runtime.spawn(keep_inbound(self.0.clone(), port, tx));
         rx
     }
-
-    /// Watches on outbound addresses, service paths and inbound ports.
-    pub fn entries(&self) -> (usize, usize, usize) {
-        (lock(&self.0.outbound).len(), lock(&self.0.endpoints).len(), lock(&self.0.inbound).len())
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -463,6 +463,26 @@ fn what_nobody_uses_is_forgotten_and_asked_for_again() {
     });
 }
 
+#[test]
+fn metrics_are_scraped_through_the_mesh() {
+    let mut mesh = Mesh::two_pods();
+    let admin = mesh.server.addr(4191);
+    // With a transport header through the inbound proxy, and with TLS straight to the admin server.
+    for transport_port in [Some(4143), None] {
+        let endpoint = policies::meshed(admin, &mesh.server.identity, transport_port);
+        mesh.control.set_outbound(admin, Ok(policies::detect(policies::forward(endpoint))));
+        let (status, metrics) = eventually("metrics over the mesh", || {
+            Some(app::get(&mesh.client, admin, "/metrics")).filter(|(status, _)| *status == 200)
+        });
+        assert!(status == 200 && metrics.contains("process_cpu_seconds_total"), "{status} {metrics}");
+        for path in ["/proxy-log-level", "/env.json", "/shutdown"] {
+            assert_eq!(app::get(&mesh.client, admin, path).0, 403, "{path} is for the pod itself");
+        }
+    }
+    let labels = ["target_port=\"4191\"", "tls=\"true\""];
+    mesh.client.proxy().wait_metric("response_total", &labels, |v| v >= 2.0);
+}
+
 // --- drain ---
 
 #[test]

@@ -96,10 +96,6 @@ impl Config {
             outbound,
             inbound_ips: source.or("INBOUND_IPS", BTreeSet::new(), |s| list(s, ip))?,
             emit_headers: !source.or("OUTBOUND_DISABLE_INFORMATIONAL_HEADERS", false, boolean)?,
-            inbound_authority_labels: source.or("INBOUND_METRICS_AUTHORITY_LABELS", false, |s| match s {
-                "unsafe" => Ok(true),
-                _ => Err("must be unset or \"unsafe\"".to_owned()),
-            })?,
             admin: AdminConfig {
                 listen: source.or("ADMIN_LISTEN_ADDR", SocketAddr::from(([127, 0, 0, 1], 4191)), socket_addr)?,
                 shutdown_enabled: source.or("SHUTDOWN_ENDPOINT_ENABLED", false, boolean)?,
@@ -253,7 +249,6 @@ fn side(source: &Source<'_>, defaults: &SideDefaults) -> Result<ProxySide, Error
             None => socket_addr(defaults.listen).map_err(|e| error(&name("LISTEN_ADDR"), e))?,
         }],
     };
-    let http_failfast = source.duration(&name("HTTP_FAILFAST_TIMEOUT"), defaults.failfast)?;
     let default_backoff = Backoff { min: Duration::from_millis(100), max: defaults.backoff_max, jitter: 0.1 };
     Ok(ProxySide {
         listen,
@@ -265,12 +260,8 @@ fn side(source: &Source<'_>, defaults: &SideDefaults) -> Result<ProxySide, Error
         accept_user_timeout: optional("ACCEPT_USER_TIMEOUT")?,
         connect_user_timeout: optional("CONNECT_USER_TIMEOUT")?,
         connect_backoff: backoff(source, &name("CONNECT_EXP_BACKOFF"), default_backoff)?,
-        http_failfast,
+        http_failfast: source.duration(&name("HTTP_FAILFAST_TIMEOUT"), defaults.failfast)?,
         http_queue: source.or(&name("HTTP_QUEUE_CAPACITY"), 10_000, number)?,
-        tcp_failfast: match defaults.prefix {
-            "OUTBOUND" => source.duration("OUTBOUND_TCP_FAILFAST_TIMEOUT", defaults.failfast)?,
-            _ => http_failfast,
-        },
         discovery_idle: source.duration(&name("DISCOVERY_IDLE_TIMEOUT"), defaults.discovery_idle)?,
         max_in_flight: source.or(&name("MAX_IN_FLIGHT"), 100_000, number)?,
         max_idle_per_endpoint: source.or(defaults.max_idle, 10_000, number)?,

@@ -29,8 +29,11 @@ use crate::{
 /// Receive windows of control streams. Messages are small; what is not used is not allocated.
 const WINDOW: u32 = 65_535;
 const SEND_BUFFER: usize = 16 * 1024;
-const KEEPALIVE: Duration = Duration::from_secs(10);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Finds dead hosts, together with the TCP user timeout.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(10);
+/// Finds processes that hang. gRPC servers in Go end connections that are pinged more often than every five minutes.
+const PING_INTERVAL: Duration = Duration::from_secs(6 * 60);
+const PING_TIMEOUT: Duration = Duration::from_secs(30);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -70,7 +73,7 @@ impl Connector {
             tls: if addr.identity.is_some() { tls } else { Tls::Plaintext },
             addr,
             connect_timeout: side.connect_timeout.max(Duration::from_millis(500)),
-            keepalive: side.connect_keepalive.or(Some(KEEPALIVE)),
+            keepalive: side.connect_keepalive.or(Some(TCP_KEEPALIVE)),
             user_timeout: side.connect_user_timeout.or(Some(Duration::from_secs(30))),
             backoff: Backoff { min: Duration::from_millis(100), max: Duration::from_secs(10), jitter: 0.2 },
         }
@@ -148,9 +151,8 @@ impl Connector {
             .initial_connection_window_size(2 * WINDOW)
             .max_send_buf_size(SEND_BUFFER)
             .max_header_list_size(16 * 1024)
-            .keep_alive_interval(KEEPALIVE)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .keep_alive_while_idle(true)
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
             .handshake(TokioIo::new(io))
             .await
             .map_err(io::Error::other)?;

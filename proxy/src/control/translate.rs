@@ -29,7 +29,7 @@ impl Invalid {
 type Result<T> = std::result::Result<T, Invalid>;
 
 fn required<T>(value: Option<T>, what: &str) -> Result<T> {
-    value.ok_or_else(|| Invalid::new(format!("{what} is missing")))
+    value.ok_or_else(|| Invalid::new(format!("missing: {what}")))
 }
 
 fn duration(value: prost_types::Duration) -> Result<Duration> {

@@ -72,7 +72,17 @@ fn everywhere() -> Vec<IpNet> {
 
 /// A Server message.
 pub(crate) fn server(value: proto::Server) -> Result<InboundPolicy> {
-    let protocol = match required(required(value.protocol, "a protocol")?.kind, "a protocol's kind")? {
+    let kind = required(required(value.protocol, "a protocol")?.kind, "a protocol's kind")?;
+    let limited = match &kind {
+        Kind::Detect(detect) => detect.http_local_rate_limit.is_some(),
+        Kind::Http1(http) => http.local_rate_limit.is_some(),
+        Kind::Http2(http) => http.local_rate_limit.is_some(),
+        Kind::Opaque(_) | Kind::Tls(_) | Kind::Grpc(_) => false,
+    };
+    if limited {
+        tracing::warn!("an inbound policy has a rate limit, which this version does not enforce");
+    }
+    let protocol = match kind {
         Kind::Detect(detect) => InboundProtocol::Detect {
             timeout: duration(required(detect.timeout, "a detection timeout")?)?,
             routes: http_routes(detect.http_routes)?,

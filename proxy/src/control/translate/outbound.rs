@@ -335,3 +335,139 @@ pub(crate) fn overrides(value: &destination::DestinationProfile) -> Result<Optio
         .collect::<Result<_>>()?;
     Ok(Some(Distribution::Random(backends)))
 }
+
+#[cfg(test)]
+mod tests {
+    use linkerd2_proxy_api::{grpc_route, http_route, meta, tls_route};
+
+    use super::*;
+    use crate::policy::PathMatch;
+
+    fn named(name: &str) -> Option<meta::Metadata> {
+        Some(meta::Metadata { kind: Some(meta::metadata::Kind::Default(name.into())) })
+    }
+
+    fn policy(kind: proxy_protocol::Kind) -> Result<OutboundPolicy> {
+        outbound_policy(proto::OutboundPolicy {
+            protocol: Some(proto::ProxyProtocol { kind: Some(kind) }),
+            metadata: named("parent"),
+        })
+    }
+
+    fn http_policy(rule: proto::http_route::Rule) -> Result<HttpRule> {
+        let route = proto::HttpRoute { metadata: named("route"), hosts: Vec::new(), rules: vec![rule] };
+        let http = proxy_protocol::Http1 { routes: vec![route], failure_accrual: None };
+        match policy(proxy_protocol::Kind::Http1(http))?.protocol {
+            OutboundProtocol::Http1(routes) => Ok(routes.routes[0].rules[0].clone()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn empty() -> Option<proto::http_route::Distribution> {
+        use proto::http_route::distribution;
+        let kind = Some(distribution::Kind::Empty(distribution::Empty {}));
+        Some(proto::http_route::Distribution { kind })
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let nothing = outbound_policy(proto::OutboundPolicy { protocol: None, metadata: named("parent") });
+        assert_eq!(nothing.unwrap_err().to_string(), "missing: a protocol");
+        let detect = policy(proxy_protocol::Kind::Detect(proxy_protocol::Detect::default()));
+        assert_eq!(detect.unwrap_err().to_string(), "missing: HTTP/1 routes");
+        let rule = http_policy(proto::http_route::Rule::default());
+        assert_eq!(rule.unwrap_err().to_string(), "missing: backends");
+    }
+
+    #[test]
+    fn filters_that_cannot_be_meant_are_refused() {
+        let with = |kind| {
+            let filters = vec![proto::http_route::Filter { kind }];
+            http_policy(proto::http_route::Rule { filters, backends: empty(), ..proto::http_route::Rule::default() })
+        };
+        use proto::http_route::filter::Kind;
+        let fail = |status, denominator| {
+            let ratio = Some(http_route::Ratio { numerator: 1, denominator });
+            Some(Kind::FailureInjector(http_route::HttpFailureInjector { status, message: "no".into(), ratio }))
+        };
+        assert!(with(fail(503, 10)).is_ok());
+        assert!(with(fail(99, 10)).is_err());
+        assert!(with(fail(503, 0)).is_err());
+        assert!(with(None).is_err(), "a filter of a newer version is not left out");
+        let header = |name: &str, value: &[u8]| {
+            let header = linkerd2_proxy_api::http_types::headers::Header { name: name.into(), value: value.to_vec() };
+            let add = Some(linkerd2_proxy_api::http_types::Headers { headers: vec![header] });
+            Some(Kind::RequestHeaderModifier(http_route::RequestHeaderModifier { add, set: None, remove: Vec::new() }))
+        };
+        let change = with(header("X-A", b"1")).unwrap();
+        let Filter::RequestHeaders(change) = &change.filters[0] else { panic!() };
+        assert_eq!(change.add, [(b"x-a".to_vec(), b"1".to_vec())]);
+        assert!(with(header("x\r\ny", b"1")).is_err() && with(header("x", b"1\r\ny: 2")).is_err());
+    }
+
+    #[test]
+    fn grpc_methods_become_paths() {
+        let path = |service: &str, method: &str| {
+            let rpc = grpc_route::GrpcRpcMatch { service: service.into(), method: method.into() };
+            grpc_match(grpc_route::GrpcRouteMatch { rpc: Some(rpc), headers: Vec::new() }).unwrap().path
+        };
+        assert_eq!(path("a.B", "C"), Some(PathMatch::Exact("/a.B/C".into())));
+        assert_eq!(path("a.B", ""), Some(PathMatch::Prefix("/a.B".into())));
+        assert_eq!(path("", ""), None);
+        let Some(PathMatch::Regex(any)) = path("", "C.D") else { panic!() };
+        assert!(any.is_match(b"/x.Y/C.D") && !any.is_match(b"/x.Y/CxD"));
+    }
+
+    #[test]
+    fn tls_routes_match_server_names() {
+        use linkerd2_proxy_api::tls_route::sni_match::{Match, Suffix};
+        use proto::tls_route::{Distribution as D, Rule, distribution};
+        let route = |name: &str, r#match| proto::TlsRoute {
+            metadata: named(name),
+            snis: vec![tls_route::SniMatch { r#match: Some(r#match) }],
+            rules: vec![Rule {
+                backends: Some(D { kind: Some(distribution::Kind::Empty(distribution::Empty {})) }),
+                filters: Vec::new(),
+            }],
+        };
+        let labels = ["com", "example"].map(String::from).to_vec();
+        let routes = vec![
+            route("suffix", Match::Suffix(Suffix { reverse_labels: labels })),
+            route("exact", Match::Exact("a.example.com".into())),
+        ];
+        let OutboundProtocol::Tls(routes) =
+            policy(proxy_protocol::Kind::Tls(proxy_protocol::Tls { routes })).unwrap().protocol
+        else {
+            panic!()
+        };
+        let found = |sni| routes.find(Some(sni)).map(|r| r.meta.name.as_str());
+        assert_eq!(found("a.example.com"), Some("exact"));
+        assert_eq!(found("b.example.com"), Some("suffix"));
+        assert_eq!(found("example.org"), None);
+        assert!(routes.find(None).is_none());
+    }
+
+    #[test]
+    fn overrides_name_services() {
+        let dst = |authority: &str, weight| destination::WeightedDst {
+            authority: authority.into(),
+            weight,
+            backend_ref: None,
+        };
+        let mut profile = destination::DestinationProfile {
+            dst_overrides: vec![dst("a.ns.svc.cluster.local.:80", 1), dst("b.ns.svc.cluster.local:80", 9)],
+            ..destination::DestinationProfile::default()
+        };
+        let Some(Distribution::Random(backends)) = overrides(&profile).unwrap() else { panic!() };
+        let paths: Vec<_> = backends
+            .iter()
+            .map(|(b, w)| match &b.target {
+                Target::Balance { path, .. } => (path.to_string(), *w),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(paths, [("a.ns.svc.cluster.local:80".into(), 1), ("b.ns.svc.cluster.local:80".into(), 9)]);
+        profile.dst_overrides[0].authority.clear();
+        assert!(overrides(&profile).is_err());
+    }
+}
