@@ -10,11 +10,15 @@ use weft_wire::{
 
 const CALM: u32 = 11;
 
-/// Feeds `input` again and again until the connection fails; gives the code and how often it took.
+/// Inputs in one read of a flood.
+const BATCH: usize = 50;
+
+/// Feeds inputs, many in a read, until the connection fails; gives the code and after how many it was at the latest.
 fn until_refused(c: &mut Connection, most: usize, mut input: impl FnMut(usize) -> Vec<u8>) -> (u32, usize) {
-    for i in 0..most {
-        if let Err(e) = feed(c, &input(i)) {
-            return (e.reason.0, i);
+    for i in (0..most).step_by(BATCH) {
+        let batch: Vec<u8> = (i..i + BATCH).flat_map(&mut input).collect();
+        if let Err(e) = feed(c, &batch) {
+            return (e.reason.0, i + BATCH);
         }
         take(c);
         assert!(c.memory() < 1 << 20, "{} octets", c.memory());
@@ -75,7 +79,7 @@ fn resets_that_the_server_is_made_to_send() {
     for fault in [window_update as fn(u32, u32) -> Vec<u8>, |id, _| frame(PRIORITY, 0, id, &[0; 4])] {
         let mut c = server(&Limits::default());
         let (code, times) = until_refused(&mut c, 2000, |i| [headers(id(i), true, &GET), fault(id(i), 0)].concat());
-        assert_eq!((code, times), (CALM, 200));
+        assert_eq!((code, times), (CALM, 250));
     }
 }
 
@@ -83,8 +87,7 @@ fn resets_that_the_server_is_made_to_send() {
 fn malformed_requests_are_bounded() {
     let mut c = server(&Limits::default());
     let (code, times) = until_refused(&mut c, 5000, |i| headers(id(i), true, &[(":method", "GET")]));
-    // The first SETTINGS counted as well.
-    assert_eq!((code, times), (CALM, 999));
+    assert!(code == CALM && times <= 1100, "{times}");
 }
 
 #[test]
@@ -96,7 +99,7 @@ fn continuation_flood() {
         feed(&mut c, &frame(HEADERS, 1, 1, &[])).unwrap();
         let (code, times) = until_refused(&mut c, 100, |_| frame(CONTINUATION, 0, 1, &vec![0; piece]));
         assert_eq!(code, CALM);
-        assert!(times <= limits.continuations as usize);
+        assert!(times <= BATCH);
     }
 }
 
@@ -166,7 +169,7 @@ fn floods_of_frames_without_progress() {
         c.reset(5, Reason::CANCEL);
         let (code, times) = until_refused(&mut c, 4000, |_| input.clone());
         assert_eq!(code, CALM, "{name}");
-        assert!(times <= limits.idle_frames as usize + 200, "{name}: {times}");
+        assert!(times <= limits.idle_frames as usize + 250, "{name}: {times}");
     }
 }
 
@@ -192,6 +195,32 @@ fn the_server_can_flood_neither() {
             continue;
         }
         assert_eq!(until_refused(&mut c, 2000, |_| input.clone()).0, CALM, "{name}");
+    }
+}
+
+#[test]
+fn what_comes_one_by_one_is_no_flood() {
+    // Keep-alive for days.
+    let mut c = server(&Limits::default());
+    for _ in 0..20_000 {
+        feed(&mut c, &frame(PING, 0, 0, &[0; 8])).unwrap();
+        take(&mut c);
+    }
+    // gRPC measures the path with a PING for each DATA it gets, here several in a read.
+    feed(&mut c, &[headers(1, true, &GET), settings(&[(4, 1 << 30)]), window_update(0, 1 << 30)].concat()).unwrap();
+    c.send_response(1, &response(200, &[]), false);
+    for _ in 0..5_000 {
+        (0..4).for_each(|_| c.send_data(1, b"message", false));
+        take(&mut c);
+        feed(&mut c, &frame(PING, 0, 0, &[0; 8]).repeat(4)).unwrap();
+        feed(&mut c, &[window_update(0, 7), window_update(1, 7)].concat().repeat(4)).unwrap();
+    }
+    // A long poll that is given up every now and then, and a tick in between.
+    for i in 1..2000 {
+        feed(&mut c, &headers(id(i), true, &GET)).unwrap();
+        c.tick();
+        feed(&mut c, &rst(id(i), 8)).unwrap();
+        take(&mut c);
     }
 }
 

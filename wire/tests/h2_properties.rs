@@ -342,11 +342,9 @@ fn converse(seed: u64) {
                     me.sent.insert(id, Flow { octets: 0, ended });
                 }
             }
-            6 | 7 => {
-                if !me.unanswered.is_empty() {
-                    let id = me.unanswered.swap_remove(rng.usize(..me.unanswered.len()));
-                    respond(me, id, &mut rng);
-                }
+            6 | 7 if !me.unanswered.is_empty() => {
+                let id = me.unanswered.swap_remove(rng.usize(..me.unanswered.len()));
+                respond(me, id, &mut rng);
             }
             8 | 9 => {
                 if let Some(id) = me.sending(&mut rng) {
@@ -359,11 +357,9 @@ fn converse(seed: u64) {
                     me.finish(id);
                 }
             }
-            11 => {
-                if !me.held.is_empty() {
-                    let (id, flow) = me.held.swap_remove(rng.usize(..me.held.len()));
-                    me.conn.release(id, flow);
-                }
+            11 if !me.held.is_empty() => {
+                let (id, flow) = me.held.swap_remove(rng.usize(..me.held.len()));
+                me.conn.release(id, flow);
             }
             12 if rng.u8(..8) == 0 => {
                 if let Some(id) = me.sending(&mut rng) {

@@ -289,6 +289,12 @@ impl Connection {
         }
     }
 
+    /// Tells that about a second has passed: what was counted against the peer is halved. Without it only traffic makes
+    /// the counters decay, so that a client which cancels a request every minute would be taken for an attacker one day.
+    pub fn tick(&mut self) {
+        self.guard.tick();
+    }
+
     /// Sends PING; [`Event::Pong`] is the answer. The payload is not `draining`, which the connection uses itself.
     pub fn ping(&mut self, payload: [u8; 8]) {
         if self.fatal.is_none() {

@@ -3,11 +3,11 @@
 //! A [`Connection`] is one end of a connection, client or server. The driver reads from its socket, hands the octets to
 //! [`Connection::next`] until they are used up, acts on the events, and writes what is in [`Connection::output`] once a
 //! turn, however many frames the turn produced. After writing it calls [`Connection::pump`], which continues with bodies
-//! that had to wait for room in the output.
+//! that had to wait for room in the output. About once a second it calls [`Connection::tick`].
 //!
 //! Layers, from the bottom: `frame` (octets of frames), [`hpack`] (header compression), `message` (what a header list
 //! means and whether it is well formed), `stream` (states and queues), `flow` (windows), `guard` (floods), and
-//! `connection`, `receive` and `send`, which tie them together.
+//! `connection`, `receive`, `control` and `send`, which tie them together.
 //!
 //! # Flow control
 //!
@@ -22,6 +22,7 @@
 //! error of its stream, a broken frame one of the connection, a flood is answered by ENHANCE_YOUR_CALM.
 
 mod connection;
+mod control;
 mod flow;
 mod frame;
 pub mod fuzzing;

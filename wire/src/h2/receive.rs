@@ -2,8 +2,8 @@
 
 use super::{
     Connection, Error, Event, Reason, StreamId,
-    connection::{DRAIN_PING, Drain, Role},
-    frame::{self, Head, MAX_FRAME_SIZE, MAX_WINDOW, MIN_FRAME_SIZE, PREFACE, flag, kind, setting},
+    connection::{Drain, Role},
+    frame::{self, Head, PREFACE, flag, kind},
     message::{Fault, Kind},
     stream::{Ended, Stream},
 };
@@ -50,11 +50,11 @@ pub(super) struct Block {
 /// Capacity above which the buffer of a partial frame is given back.
 const PARTIAL: usize = 4096;
 
-fn error<T>(reason: Reason, detail: &'static str) -> Result<T, Error> {
+pub(super) fn error<T>(reason: Reason, detail: &'static str) -> Result<T, Error> {
     Err(Error { reason, detail })
 }
 
-fn protocol<T>(detail: &'static str) -> Result<T, Error> {
+pub(super) fn protocol<T>(detail: &'static str) -> Result<T, Error> {
     error(Reason::PROTOCOL_ERROR, detail)
 }
 
@@ -68,8 +68,10 @@ impl Connection {
         }
         self.settle();
         let result = self.step(input);
-        if let Err(error) = result {
-            self.fail(error);
+        match result {
+            Ok(None) => self.guard.turn(),
+            Err(error) => self.fail(error),
+            _ => {}
         }
         result
     }
@@ -213,7 +215,7 @@ impl Connection {
             kind::PING => head.len == 8,
             kind::GOAWAY => head.len >= 8,
             kind::SETTINGS if head.has(flag::ACK) => head.len == 0,
-            kind::SETTINGS => head.len % 6 == 0,
+            kind::SETTINGS => head.len.is_multiple_of(6),
             kind::DATA if head.has(flag::PADDED) => head.len >= 1,
             _ => true,
         };
@@ -251,7 +253,7 @@ impl Connection {
     }
 
     /// True when no frame has ever opened the stream.
-    fn is_idle(&self, id: StreamId) -> bool {
+    pub(super) fn is_idle(&self, id: StreamId) -> bool {
         let odd = id % 2 == 1;
         match self.role {
             Role::Server => !odd || id > self.last_peer,
@@ -260,7 +262,7 @@ impl Connection {
     }
 
     /// Resets a stream for the peer's fault. The driver is told if it knows the stream.
-    fn stream_error(&mut self, id: StreamId, reason: Reason) -> Result<(), Error> {
+    pub(super) fn stream_error(&mut self, id: StreamId, reason: Reason) -> Result<(), Error> {
         self.answer(kind::RST_STREAM, 0, id, &reason.0.to_be_bytes())?;
         match self.streams.key(id).and_then(|key| self.drop_stream(key)) {
             Some(_) => {
@@ -437,7 +439,7 @@ impl Connection {
         if self.role == Role::Server && id % 2 == 1 && id > self.last_peer {
             return self.request(id, end, on_itself, block);
         }
-        if self.role == Role::Server && id % 2 == 0 || self.role == Role::Client && self.is_idle(id) {
+        if self.role == Role::Server && id.is_multiple_of(2) || self.role == Role::Client && self.is_idle(id) {
             return protocol("HEADERS on a stream that the peer cannot open");
         }
         let Some(key) = self.streams.key(id) else {
@@ -500,7 +502,7 @@ impl Connection {
                 // What follows CONNECT is a tunnel, not a body.
                 stream.expected = if head.method == b"CONNECT" { None } else { length };
                 self.streams.insert(stream);
-                self.guard.sent();
+                self.guard.opened();
                 return Ok(Some(Event::Request { id, head, end }));
             }
             Err(Fault::Malformed) => self.stream_error(id, Reason::PROTOCOL_ERROR)?,
@@ -553,167 +555,6 @@ impl Connection {
         stream.remote_closed = true;
         self.half_closed(key);
         Ok(Event::Trailers { id, headers })
-    }
-
-    // The other frames
-
-    fn rst_stream(&mut self, head: &Head, payload: &[u8]) -> Result<Option<Event<'static>>, Error> {
-        let id = head.id;
-        if self.is_idle(id) {
-            return protocol("RST_STREAM on an idle stream");
-        }
-        let code = frame::number(payload).map_or(0, |(n, _)| n);
-        let known = self.streams.key(id).and_then(|key| Some((key, self.streams.get(key)?)));
-        let Some((key, stream)) = known.filter(|(_, s)| !s.is_over()) else {
-            return self.guard.idle().map(|()| None);
-        };
-        let unanswered = !stream.answered;
-        self.drop_stream(key);
-        self.streams.remember(id, Ended::ByPeer);
-        if unanswered && self.role == Role::Server {
-            self.guard.reset()?;
-        }
-        Ok(Some(Event::Reset { id, reason: Reason(code) }))
-    }
-
-    fn window_update(&mut self, head: &Head, payload: &[u8]) -> Result<(), Error> {
-        self.guard.update()?;
-        let increment = i64::from(frame::number(payload).map_or(0, |(n, _)| n & MAX_WINDOW));
-        let too_large = |window: i64| window + increment > i64::from(MAX_WINDOW);
-        if head.id == 0 {
-            if increment == 0 {
-                return protocol("a window update by nothing");
-            }
-            if too_large(self.send_window) {
-                return error(Reason::FLOW_CONTROL_ERROR, "the connection's window exceeds 2^31-1");
-            }
-            self.send_window += increment;
-            self.drain_ready();
-            return Ok(());
-        }
-        if self.is_idle(head.id) {
-            return protocol("WINDOW_UPDATE on an idle stream");
-        }
-        let Some(key) = self.streams.key(head.id) else { return Ok(()) };
-        let Some(stream) = self.streams.get_mut(key).filter(|s| !s.is_over()) else { return Ok(()) };
-        if increment == 0 {
-            return self.stream_error(head.id, Reason::PROTOCOL_ERROR);
-        }
-        if too_large(stream.send_window) {
-            return self.stream_error(head.id, Reason::FLOW_CONTROL_ERROR);
-        }
-        stream.send_window += increment;
-        self.make_ready(key);
-        self.drain_ready();
-        Ok(())
-    }
-
-    fn pinged(&mut self, head: &Head, payload: &[u8]) -> Result<Option<Event<'static>>, Error> {
-        if !head.has(flag::ACK) {
-            self.guard.idle()?;
-            self.acknowledge(kind::PING, payload)?;
-        } else if self.drain == Drain::Announced && payload == DRAIN_PING {
-            self.finish_drain();
-        } else if self.pings > 0 {
-            self.pings -= 1;
-            return Ok(Some(Event::Pong));
-        } else {
-            self.guard.idle()?;
-        }
-        Ok(None)
-    }
-
-    fn gone_away(&mut self, payload: &[u8]) -> Result<Option<Event<'static>>, Error> {
-        self.guard.idle()?;
-        let numbers = frame::number(payload).and_then(|(last, rest)| Some((last, frame::number(rest)?.0)));
-        let Some((last, code)) = numbers else { return error(Reason::FRAME_SIZE_ERROR, "a frame of a wrong size") };
-        let last = last & frame::MAX_ID;
-        // It must not rise; a peer that lets it rise has refused streams already, and that stays.
-        let last = self.peer_going.map_or(last, |before| before.min(last));
-        self.peer_going = Some(last);
-        if self.role == Role::Client {
-            let mut refused: Vec<StreamId> =
-                self.streams.iter().filter(|s| s.id > last && !s.is_over()).map(|s| s.id).collect();
-            refused.sort_unstable();
-            for id in refused {
-                if let Some(key) = self.streams.key(id) {
-                    self.drop_stream(key);
-                    self.streams.remember(id, Ended::ResetHere);
-                    self.events.push_back(Event::Reset { id, reason: Reason::REFUSED_STREAM });
-                }
-            }
-        }
-        Ok(Some(Event::GoAway { last, reason: Reason(code) }))
-    }
-
-    fn settings(&mut self, head: &Head, payload: &[u8]) -> Result<Option<Event<'static>>, Error> {
-        if head.has(flag::ACK) {
-            if self.acknowledged {
-                return protocol("SETTINGS acknowledged that were not sent");
-            }
-            // From now on the peer keeps to our values instead of the defaults.
-            let before = self.initial_recv_window();
-            self.acknowledged = true;
-            let change = self.initial_recv_window() - before;
-            for (_, stream) in self.streams.iter_mut() {
-                stream.recv_window += change;
-            }
-            self.decoder.set_allowed(self.limits.hpack_table);
-            return Ok(None);
-        }
-        self.guard.idle()?;
-        if !self.settled {
-            self.settled = true;
-            // Without a value there is no limit.
-            self.peer_streams = u32::MAX;
-        }
-        let mut window = self.peer_window;
-        for entry in payload.chunks_exact(6) {
-            let [a, b, value @ ..] = entry else { continue };
-            let Some((value, _)) = frame::number(value) else { continue };
-            match u16::from_be_bytes([*a, *b]) {
-                setting::HEADER_TABLE_SIZE => self.encoder.set_max(value as usize),
-                setting::ENABLE_PUSH if value > 1 || value == 1 && self.role == Role::Client => {
-                    return protocol("SETTINGS_ENABLE_PUSH of a wrong value");
-                }
-                setting::MAX_CONCURRENT_STREAMS => self.peer_streams = value,
-                setting::INITIAL_WINDOW_SIZE if value > MAX_WINDOW => {
-                    return error(Reason::FLOW_CONTROL_ERROR, "SETTINGS_INITIAL_WINDOW_SIZE over 2^31-1");
-                }
-                setting::INITIAL_WINDOW_SIZE => window = i64::from(value),
-                setting::MAX_FRAME_SIZE if !(MIN_FRAME_SIZE..=MAX_FRAME_SIZE).contains(&value) => {
-                    return protocol("SETTINGS_MAX_FRAME_SIZE of a wrong value");
-                }
-                setting::MAX_FRAME_SIZE => self.peer_frame = value as usize,
-                _ => {}
-            }
-        }
-        // Once, however often the frame changes it: every stream has to follow.
-        self.change_window(window)?;
-        self.acknowledge(kind::SETTINGS, &[])?;
-        self.drain_ready();
-        Ok(Some(Event::Settings))
-    }
-
-    /// A new initial window changes that of every stream, to below zero if need be (RFC 9113 §6.9.2).
-    fn change_window(&mut self, window: i64) -> Result<(), Error> {
-        let change = window - self.peer_window;
-        self.peer_window = window;
-        if change == 0 {
-            return Ok(());
-        }
-        let mut keys = Vec::new();
-        for (key, stream) in self.streams.iter_mut() {
-            stream.send_window += change;
-            if stream.send_window > i64::from(MAX_WINDOW) {
-                return error(Reason::FLOW_CONTROL_ERROR, "a stream's window exceeds 2^31-1");
-            }
-            if change > 0 && !stream.queue.is_empty() {
-                keys.push(key);
-            }
-        }
-        keys.into_iter().for_each(|key| self.make_ready(key));
-        Ok(())
     }
 }
 

@@ -73,6 +73,7 @@ impl Connection {
         if let Some(stream) = self.streams.get_mut(key) {
             stream.answered = true;
         }
+        self.guard.answered();
         if end {
             self.close_local(key);
         }
@@ -273,7 +274,7 @@ impl Connection {
         let last = pieces.len() - 1;
         for (i, piece) in pieces.enumerate() {
             let (kind, flags) = if i == 0 { (kind::HEADERS, end_flag) } else { (kind::CONTINUATION, 0) };
-            let flags = flags | u8::from(i == last) * flag::END_HEADERS;
+            let flags = flags | (u8::from(i == last) * flag::END_HEADERS);
             frame::put(&mut self.output, kind, flags, id, piece);
         }
     }

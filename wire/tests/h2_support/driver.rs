@@ -14,7 +14,7 @@ use super::*;
 
 /// Fails when something takes so long that it hangs; far above what a loaded machine needs.
 pub async fn deadline<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(Duration::from_secs(60), future).await {
+    match tokio::time::timeout(Duration::from_secs(300), future).await {
         Ok(value) => value,
         Err(_) => panic!("{what} hangs"),
     }
