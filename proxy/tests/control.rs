@@ -407,14 +407,11 @@ fn traffic_is_secured_and_both_ends_say_so() {
 
 #[test]
 fn traffic_goes_on_without_the_control_plane_and_follows_its_return() {
-    let mut mesh = Mesh::with(Some(&|b| b), None);
+    let mut mesh = Mesh::with(Some(&|b| b.env("OUTBOUND_DISCOVERY_IDLE_TIMEOUT", "1h")), None);
     let other = mesh.add_pod("other", None);
     app::http(mesh.server.listen(mesh.app_port), "server");
     app::http(other.listen(mesh.app_port), "other");
     assert_eq!(app::get(&mesh.client, mesh.vip, "/"), (200, "server".into()));
-    // Held open, so that what is known about the address is kept.
-    let held = mesh.client.connect(mesh.vip).unwrap();
-
     mesh.control.pause();
     mesh.client.proxy().wait_log("connection to the control plane ended");
     let endpoint = policies::endpoint(other.addr(mesh.app_port));
@@ -423,7 +420,6 @@ fn traffic_goes_on_without_the_control_plane_and_follows_its_return() {
 
     mesh.control.resume();
     eventually("the other endpoint", || (app::get(&mesh.client, mesh.vip, "/") == (200, "other".into())).then_some(()));
-    drop(held);
 }
 
 #[test]

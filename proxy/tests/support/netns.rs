@@ -107,6 +107,12 @@ impl Bridge {
         pod.run(&["ip", "link", "set", "eth0", "up"]);
         // So that service addresses have a route; nothing answers there.
         pod.run(&["ip", "route", "add", "default", "dev", "eth0"]);
+        // The kernel brings links up in its own time; what is sent before is lost and sent again a second later.
+        super::eventually("the bridge to forward", || {
+            let there = self.ns.run(&["ip", "-d", "link", "show", "dev", &port]).contains("state forwarding");
+            let here = pod.run(&["ip", "link", "show", "dev", "eth0"]).contains("state UP");
+            (there && here).then_some(())
+        });
         (pod, ip.into())
     }
 

@@ -66,7 +66,7 @@ pub fn allow_identities(names: &[&str]) -> inbound::Authz {
 pub fn server(authorizations: Vec<inbound::Authz>) -> inbound::Server {
     server_with(
         inbound::proxy_protocol::Kind::Detect(inbound::proxy_protocol::Detect {
-            timeout: Some(seconds(10)),
+            timeout: Some(seconds(60)),
             http_routes: vec![inbound_route()],
             http_local_rate_limit: None,
         }),
@@ -137,7 +137,7 @@ pub fn labels(pairs: &[(&str, &str)]) -> HashMap<String, String> {
 }
 
 fn queue() -> outbound::Queue {
-    outbound::Queue { capacity: 100, failfast_timeout: Some(seconds(3)) }
+    outbound::Queue { capacity: 100, failfast_timeout: Some(seconds(30)) }
 }
 
 /// A backend that balances over the endpoints of a path.
@@ -206,7 +206,7 @@ pub fn opaque_route_to(backend: outbound::Backend) -> outbound::OpaqueRoute {
 pub fn detect(backend: outbound::Backend) -> outbound::OutboundPolicy {
     let http = || vec![http_route_of(vec![http_rule(backend.clone())])];
     let kind = proxy_protocol::Kind::Detect(proxy_protocol::Detect {
-        timeout: Some(seconds(10)),
+        timeout: Some(seconds(60)),
         opaque: Some(proxy_protocol::Opaque { routes: vec![opaque_route_to(backend.clone())] }),
         http1: Some(proxy_protocol::Http1 { routes: http(), failure_accrual: None }),
         http2: Some(proxy_protocol::Http2 { routes: http(), failure_accrual: None }),

@@ -125,6 +125,12 @@ impl Proxy {
             .env("POLICY_SVC_ADDR", addr.to_string())
             .env("POLICY_WORKLOAD", r#"{"ns":"test","pod":"test"}"#)
             .env("LOG", "info,weft_proxy=debug")
+            // Time limits are not what most tests are about, and the machine may be busy.
+            .env("INBOUND_CONNECT_TIMEOUT", "30s")
+            .env("OUTBOUND_CONNECT_TIMEOUT", "30s")
+            .env("INBOUND_HTTP_FAILFAST_TIMEOUT", "30s")
+            .env("OUTBOUND_HTTP_FAILFAST_TIMEOUT", "30s")
+            .env("DESTINATION_PROFILE_INITIAL_TIMEOUT", "30s")
     }
 
     /// What it has logged so far.
