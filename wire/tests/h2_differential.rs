@@ -212,7 +212,8 @@ async fn our_server_drains() {
     assert!(sent);
     assert_eq!(got.unwrap().0, 300_000);
     assert_eq!(deadline("our server", server).await.unwrap(), (true, 1));
-    assert!(deadline("their client", connection).await.unwrap().is_ok());
+    // Whether it could still write its last updates does not matter.
+    let _ = deadline("their client", connection).await.unwrap();
     assert!(ready.ready().await.is_err());
 }
 

@@ -34,12 +34,14 @@ pub struct Driver<S> {
     writer: WriteHalf<S>,
     pub conn: Connection,
     buffer: Vec<u8>,
+    /// The peer has closed its end: what is left to write is of no use, what is left to read may be.
+    broken: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite> Driver<S> {
     pub fn new(io: S, conn: Connection) -> Self {
         let (reader, writer) = tokio::io::split(io);
-        Self { reader, writer, conn, buffer: vec![0; 20_000] }
+        Self { reader, writer, conn, buffer: vec![0; 20_000], broken: false }
     }
 
     /// The next events; None at the end of the connection, which is an error when it comes from the protocol.
@@ -50,23 +52,24 @@ impl<S: AsyncRead + AsyncWrite> Driver<S> {
                 return Ok(Some(events));
             }
             if self.conn.is_closed() {
-                self.flush().await?;
+                self.flush().await;
                 return Ok(None);
             }
-            let Self { reader, writer, conn, buffer } = self;
+            let Self { reader, writer, conn, buffer, broken } = self;
             tokio::select! {
-                written = async { writer.write(conn.output()).await }, if conn.wants_write() => {
-                    let n = written?;
-                    conn.output().drain(..n);
+                written = async { writer.write(conn.output()).await }, if conn.wants_write() && !*broken => {
+                    match written {
+                        Ok(n) => drop(conn.output().drain(..n)),
+                        Err(_) => *broken = true,
+                    }
                     conn.pump();
-                    writer.flush().await?;
                 }
-                read = reader.read(buffer) => match read? {
-                    0 => return Ok(None),
-                    n => {
+                read = reader.read(buffer) => match read {
+                    Ok(0) | Err(_) => return Ok(None),
+                    Ok(n) => {
                         let result = feed(conn, &buffer[..n]);
                         if result.is_err() {
-                            let _ = self.flush().await;
+                            self.flush().await;
                         }
                         return result.map(Some).map_err(io::Error::other);
                     }
@@ -75,13 +78,12 @@ impl<S: AsyncRead + AsyncWrite> Driver<S> {
         }
     }
 
-    pub async fn flush(&mut self) -> io::Result<()> {
-        while self.conn.wants_write() {
+    pub async fn flush(&mut self) {
+        while self.conn.wants_write() && !self.broken {
             let out = std::mem::take(self.conn.output());
-            self.writer.write_all(&out).await?;
+            self.broken = self.writer.write_all(&out).await.is_err();
             self.conn.pump();
         }
-        self.writer.flush().await
     }
 }
 
@@ -355,6 +357,6 @@ pub async fn exchange<S: AsyncRead + AsyncWrite>(
         }
     }
     driver.conn.go_away(Reason::NO_ERROR);
-    driver.flush().await?;
+    driver.flush().await;
     Ok(todo)
 }
