@@ -17,7 +17,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// What a cluster is started with.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -30,8 +30,8 @@ pub(crate) struct Plan {
 pub(crate) struct Host {
     run: RunDir,
     lock: Lock,
-    ended: oneshot::Receiver<()>,
-    lifeline: std::process::ChildStdin,
+    ended: watch::Receiver<bool>,
+    lifeline: Option<std::process::ChildStdin>,
     pub(crate) client: Client,
     _tasks: tokio::task::JoinSet<()>,
 }
@@ -69,36 +69,37 @@ impl Host {
             tasks.spawn(serve_published(listener, publish, client.clone()));
         }
         tasks.spawn(resolve(client.clone()));
-        Ok(Host { run, lock, ended, lifeline, client, _tasks: tasks })
+        Ok(Host { run, lock, ended, lifeline: Some(lifeline), client, _tasks: tasks })
     }
 
     /// Waits until the node has ended.
     pub(crate) async fn ended(&mut self) {
         // An error means that the thread is gone, and with it the node.
-        let _ = (&mut self.ended).await;
+        let _ = self.ended.wait_for(|ended| *ended).await;
     }
 
     /// Ends the cluster if it still runs, and removes the run directory.
     pub(crate) async fn stop(mut self) -> Result<(), Error> {
+        let client = self.client.clone();
         tokio::select! {
-            _ = &mut self.ended => {}
-            shut_down = self.client.shut_down() => {
+            () = self.ended() => {}
+            shut_down = client.shut_down() => {
                 if let Err(e) = shut_down {
                     tracing::debug!(error = %e, "the node did not end by itself");
                 }
-                drop(self.lifeline);
-                let _ = self.ended.await;
             }
         }
+        drop(self.lifeline.take());
+        self.ended().await;
         self.run.remove(self.lock)
     }
 }
 
 /// Starts the node in namespaces of its own; a thread waits for its end, because the node is tied to the thread that
 /// started it.
-async fn start_node(run: &RunDir, config: &Config) -> Result<(std::process::ChildStdin, oneshot::Receiver<()>), Error> {
+async fn start_node(run: &RunDir, config: &Config) -> Result<(std::process::ChildStdin, watch::Receiver<bool>), Error> {
     let (started, start) = oneshot::channel();
-    let (ended, end) = oneshot::channel();
+    let (ended, end) = watch::channel(false);
     let log_path = run.logs().join("node.log");
     let log = File::create(&log_path).context(format!("cannot make {}", log_path.display()))?;
     std::thread::Builder::new()
@@ -121,7 +122,7 @@ async fn start_node(run: &RunDir, config: &Config) -> Result<(std::process::Chil
             // The receivers are only gone when this process is about to be.
             let _ = started.send(pipes.ok_or_else(|| std::io::Error::other("no pipes")));
             let _ = child.wait();
-            let _ = ended.send(());
+            ended.send_replace(true);
         })
         .context("cannot start a thread")?;
     let rootless = "the one-machine cluster needs root, or a kernel that lets you make namespaces";

@@ -39,7 +39,7 @@ pub fn internal() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     match arguments.next()?.to_str()? {
         system::role::NODE => Some(node::main()),
-        system::role::POD => Some(pod::main()),
+        system::role::POD => Some(pod::main(arguments.next().as_deref())),
         system::role::CONTAINER => Some(container::main(arguments.next().as_deref())),
         system::role::HOST => Some(host::main()),
         _ => None,

@@ -13,6 +13,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -84,9 +85,9 @@ struct Child {
 }
 
 /// Runs the role until the node goes.
-pub(crate) fn main() -> ExitCode {
+pub(crate) fn main(hostname: Option<&OsStr>) -> ExitCode {
     system::set_process_name(c"weft-pod");
-    match serve() {
+    match serve(hostname.unwrap_or_default()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("weft: pod: {e}");
@@ -95,13 +96,14 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-fn serve() -> io::Result<()> {
+fn serve(hostname: &OsStr) -> io::Result<()> {
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
     mask.thread_block()?;
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
     system::make_mounts_private()?;
     system::mount_proc(Path::new("/proc"))?;
+    nix::unistd::sethostname(hostname)?;
     // As container runtimes have it: any user may bind any port and ping. IPv6 stays on loopback: the cluster has none.
     system::sysctl("net/ipv4/ip_unprivileged_port_start", "0");
     system::sysctl("net/ipv4/ping_group_range", "0 2147483647");

@@ -23,8 +23,8 @@ pub(crate) struct Holder {
 }
 
 impl Holder {
-    /// Starts a pod role in namespaces of its own. The receiver yields once, when the pod has ended.
-    pub(crate) async fn start() -> io::Result<(Rc<Holder>, mpsc::Receiver<()>)> {
+    /// Starts a pod role in namespaces of its own, under a host name. The receiver yields once, when the pod has ended.
+    pub(crate) async fn start(hostname: String) -> io::Result<(Rc<Holder>, mpsc::Receiver<()>)> {
         let runtime = tokio::runtime::Handle::current();
         let (sender, receiver) = tokio::sync::oneshot::channel();
         // A thread of its own: entering namespaces changes the calling thread, and this one ends at once.
@@ -33,7 +33,7 @@ impl Holder {
             let start = || {
                 system::enter_new_namespaces(system::all_namespaces())?;
                 let mut command = Command::new(SELF);
-                command.arg(role::POD).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+                command.arg(role::POD).arg(hostname).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
                 command.spawn()
             };
             // The receiver is only gone when the node is.

@@ -307,7 +307,8 @@ impl Worker {
             self.pod = Rc::new(pod);
         }
         self.volumes.fill(&self.node, &self.pod)?;
-        let (holder, ended) = Holder::start().await.map_err(|e| format!("cannot start the pod: {e}"))?;
+        let (holder, ended) =
+            Holder::start(spec::hostname(&self.pod)).await.map_err(|e| format!("cannot start the pod: {e}"))?;
         *self.shared.holder.borrow_mut() = Some(Rc::clone(&holder));
         super::network::attach(&holder, self.ip, &self.shared.dir).await?;
         let mut tables = self.node.tables.subscribe();

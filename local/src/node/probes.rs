@@ -144,10 +144,7 @@ pub(crate) async fn http_get(action: &HTTPGetAction, target: &Target) -> Result<
         let status = response.status();
         if (200..400).contains(&status.as_u16()) { Ok(()) } else { Err(format!("GET {path}: status {status}")) }
     };
-    tokio::select! {
-        result = exchange => result,
-        ended = connection => Err(format!("GET {path}: {}", ended.err().map_or("connection closed".into(), |e| e.to_string()))),
-    }
+    drive(exchange, connection).await
 }
 
 /// Asks `grpc.health.v1.Health/Check`; only SERVING is a success.
@@ -186,8 +183,19 @@ async fn grpc(port: i32, service: &str, target: &Target) -> Result<(), String> {
             _ => Err("health check: not serving".into()),
         }
     };
+    drive(exchange, connection).await
+}
+
+/// Waits for an exchange while its connection is driven; the answer may have come with the connection's end.
+async fn drive<E, C>(exchange: E, connection: C) -> Result<(), String>
+where
+    E: Future<Output = Result<(), String>>,
+    C: Future,
+{
+    let mut exchange = std::pin::pin!(exchange);
     tokio::select! {
-        result = exchange => result,
-        ended = connection => Err(ended.err().map_or("health check: connection closed".into(), |e| e.to_string())),
+        result = &mut exchange => return result,
+        _ = connection => {}
     }
+    exchange.await
 }
