@@ -68,6 +68,7 @@ fn why_plain(peer: &Peer) -> String {
         "not_provided_by_remote" | "no_tls_from_remote" => "the client is not in the mesh".to_owned(),
         "no_authority_in_http_request" => "the request names no authority".to_owned(),
         "not_http" => "not HTTP".to_owned(),
+        "opaque" => "the application's own TLS".to_owned(),
         "ingress_non_http" => "not HTTP, in ingress mode".to_owned(),
         "port_skipped" => "the port is skipped".to_owned(),
         other => other.replace('_', " "),

@@ -74,12 +74,14 @@ impl Directory {
         let mut watch: Option<(Box<dyn Watcher>, u64)> = None;
         let mut synced = false;
         let mut complained = false;
+        let mut unwatched = false;
         loop {
             // The watch before the scan: what changes in between is notified.
             let inode = fs::metadata(&self.options.path).ok().filter(fs::Metadata::is_dir).map(|m| m.ino());
             if watch.as_ref().map(|(_, inode)| *inode) != inode {
-                watch = inode.and_then(|inode| self.arm(&tx).map(|w| (w, inode)));
+                watch = inode.and_then(|inode| self.arm(&tx, unwatched).map(|w| (w, inode)));
             }
+            unwatched = inode.is_some() && watch.is_none();
             let mut wait = if watch.is_some() { self.options.resync } else { SOON };
             if inode.is_some() {
                 complained = false;
@@ -113,7 +115,7 @@ impl Directory {
         }
     }
 
-    fn arm(&self, tx: &Sender<notify::Result<notify::Event>>) -> Option<Box<dyn Watcher>> {
+    fn arm(&self, tx: &Sender<notify::Result<notify::Event>>, quiet: bool) -> Option<Box<dyn Watcher>> {
         let tx = tx.clone();
         let armed = notify::recommended_watcher(move |event| {
             // The other end is gone only when the thread is.
@@ -122,6 +124,7 @@ impl Directory {
         .and_then(|mut watcher| watcher.watch(&self.options.path, RecursiveMode::Recursive).map(|()| watcher));
         match armed {
             Ok(watcher) => Some(Box::new(watcher)),
+            Err(_) if quiet => None,
             Err(error) => {
                 tracing::warn!(
                     path = %self.options.path.display(), %error,
