@@ -150,6 +150,21 @@ fn bodies_wait_while_the_output_is_large() {
 }
 
 #[test]
+fn a_driver_that_forgets_to_pump_loses_nothing() {
+    let mut c = asked(1, &[settings(&[(4, 1 << 30)]), window_update(0, 1 << 30)].concat());
+    let body = vec![b'x'; 3 * OUTPUT_MARK];
+    c.send_data(1, &body, true);
+    let mut out = Vec::new();
+    let mut writable = 0;
+    while c.wants_write() {
+        out.append(c.output());
+        writable += feed(&mut c, &[]).unwrap().len();
+    }
+    assert_eq!((data_of(&frames(&mut out), 1), c.streams()), (body.len(), 0));
+    assert_eq!(writable, 0, "the end was sent");
+}
+
+#[test]
 fn large_heads_are_continued() {
     let mut c = client(&Limits::default());
     let value = "\u{1}".repeat(40_000); // not shortened by Huffman

@@ -176,16 +176,17 @@ impl Connection {
         i64::from(if self.acknowledged { self.stream_window } else { self.stream_window.max(DEFAULT_WINDOW) })
     }
 
-    /// Octets to write. The driver takes any number of them off the front, then calls [`Self::pump`].
+    /// Octets to write. The driver takes any number of them off the front, then calls [`Self::pump`]. If it did not, what
+    /// there is room for is put in here now, so that no body is left waiting.
     pub fn output(&mut self) -> &mut Vec<u8> {
-        self.settle();
+        self.pump();
         self.shown = self.output.len();
         &mut self.output
     }
 
     /// True when there is something to write.
     pub fn wants_write(&self) -> bool {
-        !self.output.is_empty()
+        !self.output.is_empty() || self.can_drain()
     }
 
     /// True when so much output waits that a server should not read further requests before the peer has read answers.

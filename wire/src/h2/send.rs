@@ -168,7 +168,7 @@ impl Connection {
     }
 
     pub(super) fn drain_ready(&mut self) {
-        while self.frame_room(i64::MAX) > 0 && self.fatal.is_none() {
+        while self.can_drain() {
             let Some((key, id)) = self.ready.pop_front() else { break };
             let room = match self.streams.get_mut(key) {
                 Some(stream) if stream.id == id => {
@@ -212,6 +212,11 @@ impl Connection {
                 self.make_ready(key);
             }
         }
+    }
+
+    /// True when a queued body could go into the output.
+    pub(super) fn can_drain(&self) -> bool {
+        !self.ready.is_empty() && self.fatal.is_none() && self.frame_room(i64::MAX) > 0
     }
 
     /// Puts a stream at the end of the list of those that can send, if it can and is not in it.
