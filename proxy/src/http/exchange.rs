@@ -702,12 +702,13 @@ impl Exchange {
     }
 
     fn finish(self: &Rc<Self>) {
-        let (stage, timer) = {
+        let (stage, timer, owed_request, owed_response) = {
             let mut s = self.state.borrow_mut();
             if std::mem::replace(&mut s.finished, true) {
                 return;
             }
-            (std::mem::replace(&mut s.stage, Stage::Discarding), s.timer.take())
+            let owed = (std::mem::take(&mut s.owed_request) + std::mem::take(&mut s.held_flow), s.owed_response);
+            (std::mem::replace(&mut s.stage, Stage::Discarding), s.timer.take(), owed.0, owed.1)
         };
         if let Some(key) = timer {
             self.worker.timers.cancel(key);
@@ -715,9 +716,12 @@ impl Exchange {
         self.clear_queue_timer();
         self.settle_load();
         self.worker.leave(self.direction);
+        // What the last pieces cost is still owed to the connections' windows, which other streams share.
         if let Stage::Sent { conn, id } = stage {
+            conn.release(id, owed_response);
             conn.finished(id);
         }
+        self.front.release(self.id, owed_request);
         self.front.finished(self.id);
     }
 

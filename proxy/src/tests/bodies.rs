@@ -235,3 +235,17 @@ async fn a_client_that_does_not_read_does_not_stop_others() {
         assert_eq!(verify(response.into_body()).await, LARGE);
     }
 }
+
+#[tokio::test]
+async fn windows_shared_by_streams_are_not_lost_one_by_one() {
+    // Each response ends while the client's side is full. 64 of them would use up the connection between the proxies.
+    const SIZE: usize = 1024 * 1024;
+    let app = app(true, |_| async { Response::new(pattern(SIZE).0) }).await;
+    let pair = pair(app).await;
+    let mut client = http2(pair.entry).await;
+    for _ in 0..64 {
+        let request = Request::get("http://web.test/").body(full("")).unwrap();
+        let response = soon(client.send_request(request)).await.unwrap();
+        assert_eq!(verify(response.into_body()).await, SIZE);
+    }
+}
