@@ -127,9 +127,26 @@ impl FromStr for Publish {
         let (service, namespace) = target.split_once('.').ok_or_else(wrong)?;
         let host_port = host.parse().map_err(|_| wrong())?;
         let port = port.parse().map_err(|_| wrong())?;
-        if service.is_empty() || namespace.is_empty() || port == 0 {
+        if service.is_empty() || namespace.is_empty() || host_port == 0 || port == 0 {
             return Err(wrong());
         }
         Ok(Self { host_port, service: service.to_owned(), namespace: namespace.to_owned(), port })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_to_publish() {
+        let parsed: Publish = "8080:web-svc.emojivoto:80".parse().unwrap();
+        assert_eq!((parsed.host_port, parsed.port), (8080, 80));
+        assert_eq!((parsed.service.as_str(), parsed.namespace.as_str()), ("web-svc", "emojivoto"));
+        for wrong in
+            ["", "8080", "8080:web:80", "x:web.a:80", "8080:web.a:0", "0:web.a:80", "8080:.a:80", "1:web.a:80:1"]
+        {
+            assert!(wrong.parse::<Publish>().unwrap_err().contains("PORT:SERVICE.NAMESPACE:PORT"), "{wrong}");
+        }
     }
 }

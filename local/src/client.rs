@@ -157,11 +157,13 @@ impl Client {
         let pass_stdin = args.stdin;
         let input = async move {
             let mut buffer = vec![0; 32 << 10];
-            while pass_stdin {
-                let n = stdin.read(&mut buffer).await.unwrap_or(0);
-                let bytes = buffer.get(..n).unwrap_or_default();
-                if proto::write_frame(&mut writer, frame::STDIN, bytes).await.is_err() || n == 0 {
-                    break;
+            if pass_stdin {
+                loop {
+                    let n = stdin.read(&mut buffer).await.unwrap_or(0);
+                    let bytes = buffer.get(..n).unwrap_or_default();
+                    if proto::write_frame(&mut writer, frame::STDIN, bytes).await.is_err() || n == 0 {
+                        break;
+                    }
                 }
             }
             // The writing half stays open: its end would mean that we have gone.

@@ -14,6 +14,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 use weft_core::names::CONTROL_NAMESPACE;
 
+/// A container that ends as soon as it has begun looks ready for a moment: everything must stay ready this long.
+const SETTLED_AFTER: Duration = Duration::from_secs(1);
+
 /// How a cluster is started; [`up`] uses the default. Tests start one without control plane.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -64,7 +67,7 @@ pub async fn up_with(args: args::Up, options: Options) -> Result<ExitCode, Error
     if args.detach {
         start_detached(&plan).await?;
         let client = Client::at(run.clone()).await?;
-        let result = bring_up(&client, documents, options.control_plane, timeout).await;
+        let result = bring_up(&client, documents, &args.publish, options.control_plane, timeout).await;
         if let Err(e) = result {
             shut_down(&run, &client).await?;
             return Err(e);
@@ -76,7 +79,7 @@ pub async fn up_with(args: args::Up, options: Options) -> Result<ExitCode, Error
     let client = host.client.clone();
     let never = tokio::sync::Notify::new();
     let outcome = tokio::select! {
-        result = bring_up(&client, documents, options.control_plane, timeout) => result.map(|()| true),
+        result = bring_up(&client, documents, &args.publish, options.control_plane, timeout) => result.map(|()| true),
         () = wait_for_signal(&never) => Ok(false),
         () = host.ended() => Err(Error::new("the cluster has ended; see the log of the node")),
     };
@@ -103,6 +106,7 @@ pub async fn up_with(args: args::Up, options: Options) -> Result<ExitCode, Error
 async fn bring_up(
     client: &Client,
     documents: Vec<crate::proto::Document>,
+    publish: &[args::Publish],
     control_plane: bool,
     timeout: Duration,
 ) -> Result<(), Error> {
@@ -116,6 +120,15 @@ async fn bring_up(
             eprintln!("{} {}", outcome.object, outcome.verb);
         }
     }
+    for args::Publish { service, namespace, port, .. } in publish {
+        let services = client.objects("services", Some(namespace)).await?;
+        let found = services.iter().find(|s| s["metadata"]["name"] == service.as_str());
+        let ports = found.and_then(|s| s["spec"]["ports"].as_array());
+        if !ports.is_some_and(|ports| ports.iter().any(|p| p["port"] == *port)) {
+            let what = if found.is_some() { format!("has no port {port}") } else { "does not exist".to_owned() };
+            return Err(Error::new(format!("--publish: service {service} in {namespace} {what}")));
+        }
+    }
     wait_until_ready(client, timeout).await
 }
 
@@ -124,11 +137,19 @@ async fn wait_until_ready(client: &Client, timeout: Duration) -> Result<(), Erro
     let terminal = std::io::stderr().is_terminal();
     let mut shown = String::new();
     let mut since = 0;
+    let mut ready_since: Option<Instant> = None;
     loop {
-        let Ok(asked) = tokio::time::timeout_at(deadline, client.readiness(since)).await else {
-            break;
+        let until = ready_since.map_or(deadline, |since| since + SETTLED_AFTER);
+        let readiness = match tokio::time::timeout_at(until, client.readiness(since)).await {
+            Ok(asked) => asked?,
+            Err(_) if ready_since.is_some() => {
+                if terminal {
+                    eprintln!();
+                }
+                return Ok(());
+            }
+            Err(_) => break,
         };
-        let readiness = asked?;
         since = readiness.version;
         let line = format!("{} of {} pods ready", readiness.ready, readiness.wanted);
         if line != shown {
@@ -139,11 +160,10 @@ async fn wait_until_ready(client: &Client, timeout: Duration) -> Result<(), Erro
             }
             shown = line;
         }
-        if readiness.missing.is_empty() {
-            if terminal {
-                eprintln!();
-            }
-            return Ok(());
+        if !readiness.missing.is_empty() {
+            ready_since = None;
+        } else if ready_since.is_none() {
+            ready_since = Some(Instant::now());
         }
     }
     if terminal {

@@ -2,8 +2,8 @@
 
 use super::Node;
 use super::apply;
-use super::pod::Exec;
 use super::services;
+use super::shared::Exec;
 use crate::Error;
 use crate::pod::Event;
 use crate::proto::{self, Answer, Request, frame};

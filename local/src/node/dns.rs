@@ -30,10 +30,13 @@ const FORWARD_TIMEOUT: Duration = Duration::from_secs(5);
 /// An idle TCP client is left after this.
 const TCP_IDLE: Duration = Duration::from_secs(30);
 
+/// A DNS message, and the number that pairs it with its answer.
+type Question = (u32, Vec<u8>);
+
 /// The way to the host's resolvers: questions to send, and who waits for which answer.
 #[derive(Default)]
 pub(crate) struct Upstream {
-    questions: RefCell<Option<mpsc::Sender<(u32, Vec<u8>)>>>,
+    questions: RefCell<Option<mpsc::Sender<Question>>>,
     waiting: RefCell<HashMap<u32, oneshot::Sender<Vec<u8>>>>,
     next: RefCell<u32>,
 }
@@ -42,7 +45,7 @@ impl Upstream {
     /// Serves the connection of a host that offers to resolve, until it ends.
     pub(crate) async fn serve(&self, stream: UnixStream) {
         let (mut reader, mut writer) = stream.into_split();
-        let (sender, mut questions) = mpsc::channel::<(u32, Vec<u8>)>(64);
+        let (sender, mut questions) = mpsc::channel::<Question>(64);
         *self.questions.borrow_mut() = Some(sender);
         let write = async {
             while let Some((id, question)) = questions.recv().await {

@@ -55,6 +55,11 @@ impl Holder {
         self.pid
     }
 
+    /// Waits until the pod has ended.
+    pub(crate) async fn gone(&self) {
+        self.orders.closed().await;
+    }
+
     /// Starts what a specification says; its events go to `events`. Answers the number that it is known by.
     pub(crate) fn run(&self, spec: PathBuf, events: mpsc::UnboundedSender<Event>) -> u64 {
         let id = self.route(events);

@@ -115,8 +115,8 @@ impl Log {
             }
             let now = *changes.borrow_and_update();
             if now.file != at.file {
-                offset += copy_file(&aside(&self.path), offset, to).await?;
-                offset = if now.file == at.file + 1 { 0 } else { offset.min(0) };
+                copy_file(&aside(&self.path), offset, to).await?;
+                offset = 0;
             }
             at = now;
         }

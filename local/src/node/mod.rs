@@ -16,6 +16,7 @@ mod pod;
 mod probes;
 mod readiness;
 mod services;
+mod shared;
 mod slot;
 mod spec;
 mod store;
@@ -40,7 +41,6 @@ use std::rc::Rc;
 use std::time::Duration;
 use store::Store;
 pub(crate) use store::timestamp;
-use tokio::sync::watch;
 use weft_core::inject::{InjectConfig, inject};
 use weft_core::kinds::{Key, Kind, Object};
 use weft_core::names;
@@ -70,6 +70,9 @@ pub(crate) enum Hello {
     Failed(String),
 }
 
+/// Files that every process may have open, unless it sets another limit for itself.
+const DESCRIPTORS: u64 = 65_536;
+
 /// A pod's task and address.
 struct Running {
     handle: pod::Handle,
@@ -84,7 +87,7 @@ pub(crate) struct Node {
     pods: RefCell<BTreeMap<Key, Running>>,
     addresses: RefCell<network::Addresses>,
     /// Where service IPs lead; every pod follows it.
-    tables: watch::Sender<Rc<services::Table>>,
+    routes: services::Routes,
     upstream: dns::Upstream,
     signer: Signer,
     trust_anchors: Option<String>,
@@ -141,6 +144,13 @@ fn run(hello: &dyn Fn(Hello)) -> Result<(), Error> {
         })
         .context("cannot start a thread")?;
 
+    for (program, package) in [("ip", "iproute2"), ("nft", "nftables")] {
+        if !std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|dir| dir.join(program).is_file())
+        {
+            return Err(Error::new(format!("the program `{program}` is missing (package {package})")));
+        }
+    }
+    raise_descriptor_limit();
     system::make_mounts_private().context("cannot make mounts private")?;
     system::mount_proc(Path::new("/proc")).context("cannot mount /proc")?;
     let private = run.private();
@@ -164,6 +174,17 @@ fn run(hello: &dyn Fn(Hello)) -> Result<(), Error> {
         api::serve(node, listener).await;
         Ok(())
     })
+}
+
+/// Lets the node and all containers open as many files as container runtimes do, where the machine allows it.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let wanted = hard.min(DESCRIPTORS).max(soft);
+        if let Err(e) = setrlimit(Resource::RLIMIT_NOFILE, wanted, hard) {
+            tracing::debug!(error = %e, "limit of open files left alone");
+        }
+    }
 }
 
 /// Mount points that a container is to see besides the root file system: those with files of the machine.
@@ -254,13 +275,12 @@ impl Node {
             value,
         });
         apply::apply(&mut store, documents.collect(), "default")?;
-        let (tables, _) = watch::channel(Rc::default());
         Ok(Rc::new(Node {
             config,
             store: RefCell::new(store),
             pods: RefCell::default(),
             addresses: RefCell::default(),
-            tables,
+            routes: services::Routes::new(),
             upstream: dns::Upstream::default(),
             signer,
             trust_anchors,
@@ -299,13 +319,7 @@ impl Node {
         let table = services::table(&store);
         let pods: Vec<(Key, Pod)> = store.pods().map(|(key, pod)| (key.clone(), pod.clone())).collect();
         drop(store);
-        self.tables.send_if_modified(|old| {
-            let changed = **old != table;
-            if changed {
-                *old = Rc::new(table);
-            }
-            changed
-        });
+        self.routes.set(table);
         for (key, pod) in pods {
             self.reconcile_pod(&key, pod);
         }

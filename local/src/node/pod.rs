@@ -9,132 +9,29 @@ use super::holder::{Fifo, Holder};
 use super::logs::Log;
 use super::probes::{self, ProbeKind, Target, Verdict};
 use super::services;
+use super::shared::Shared;
 use super::slot::{Role, Slot, State, Task, Terminated};
 use super::spec;
 use super::store::now;
 use super::volumes::Volumes;
-use crate::container::Spec;
 use crate::pod::Event;
 use k8s_openapi::api::core::v1::{Lifecycle, Pod, PodIP, PodStatus};
 use nix::sys::signal::Signal;
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::io::AsyncReadExt;
-use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use weft_core::kinds::{Key, Kind};
 
 /// How long after a failed attempt to make the pod's network or files it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long a pod that is to end waits at most until nobody is led to it any more.
+const ROUTES_LIMIT: Duration = Duration::from_secs(5);
 /// What is left of the grace period for sidecars, at least.
 const SIDECAR_GRACE: Duration = Duration::from_secs(2);
-
-/// What others may know of a running pod.
-pub(crate) struct Shared {
-    /// The pod's own directory on the node's tmpfs.
-    pub(crate) dir: PathBuf,
-    holder: RefCell<Option<Rc<Holder>>>,
-    running: RefCell<BTreeMap<String, (Spec, i32)>>,
-    /// Logs of all containers.
-    pub(crate) logs: RefCell<BTreeMap<String, Rc<Log>>>,
-    next_exec: Cell<u64>,
-}
-
-/// A command that runs in a container.
-pub(crate) struct Exec {
-    pub(crate) stdin: Option<pipe::Sender>,
-    pub(crate) stdout: pipe::Receiver,
-    pub(crate) stderr: pipe::Receiver,
-    pub(crate) events: mpsc::UnboundedReceiver<Event>,
-    holder: Rc<Holder>,
-    id: u64,
-    _fifos: [Option<Fifo>; 3],
-}
-
-impl Drop for Exec {
-    fn drop(&mut self) {
-        // Whoever asked has gone, or the command has ended and there is nobody under this number.
-        self.holder.signal(self.id, Signal::SIGKILL);
-    }
-}
-
-impl Shared {
-    fn new(dir: PathBuf) -> Rc<Shared> {
-        Rc::new(Shared {
-            dir,
-            holder: RefCell::default(),
-            running: RefCell::default(),
-            logs: RefCell::default(),
-            next_exec: Cell::new(0),
-        })
-    }
-
-    /// Starts a command in a running container.
-    ///
-    /// # Errors
-    /// One sentence when the container does not run or the command cannot be started.
-    pub(crate) async fn start_exec(&self, container: &str, command: &[String], stdin: bool) -> Result<Exec, String> {
-        let entered = self.running.borrow().get(container).cloned();
-        let (spec, pid) = entered.ok_or_else(|| format!("container {container} is not running"))?;
-        let holder = self.holder.borrow().clone().ok_or("the pod is not running")?;
-        let number = self.next_exec.get() + 1;
-        self.next_exec.set(number);
-        let prepare = || {
-            let path = |name: &str| self.dir.join(format!("exec-{number}-{name}"));
-            let input = if stdin { Some(Fifo::new(&path("stdin"))?) } else { None };
-            let (output, error) = (Fifo::new(&path("stdout"))?, Fifo::new(&path("stderr"))?);
-            let spec = Spec {
-                enter: Some(pid),
-                stdin: input.as_ref().map(|f| f.path.clone()),
-                stdout: output.path.clone(),
-                stderr: error.path.clone(),
-                argv: command.to_vec(),
-                ..spec
-            };
-            let file = path("spec");
-            spec::write(&spec, &file)?;
-            let ends = (input.as_ref().map(Fifo::sender).transpose()?, output.receiver()?, error.receiver()?);
-            std::io::Result::Ok((file, [input, Some(output), Some(error)], ends))
-        };
-        let (file, mut fifos, (stdin, stdout, stderr)) =
-            prepare().map_err(|e| format!("cannot prepare a command: {e}"))?;
-        let (sender, mut events) = mpsc::unbounded_channel();
-        let id = holder.run(file, sender);
-        match events.recv().await {
-            Some(Event::Started { .. }) => {}
-            Some(Event::Failed { message, .. }) => return Err(message),
-            _ => return Err("the pod has ended".into()),
-        }
-        fifos.iter_mut().flatten().for_each(Fifo::started);
-        Ok(Exec { stdin, stdout, stderr, events, holder, id, _fifos: fifos })
-    }
-
-    /// Runs a command in a container and waits for it. Answers its exit code and the beginning of what it printed.
-    ///
-    /// # Errors
-    /// As [`Shared::start_exec`].
-    pub(crate) async fn run_command(&self, container: &str, command: &[String]) -> Result<(i32, String), String> {
-        let mut exec = self.start_exec(container, command, false).await?;
-        let mut output = Vec::new();
-        let mut errors = Vec::new();
-        let (stdout, stderr) = (&mut exec.stdout, &mut exec.stderr);
-        let mut out = stdout.take(4096);
-        let mut err = stderr.take(4096);
-        // What cannot be read does not matter: the exit code decides.
-        let _ = tokio::join!(out.read_to_end(&mut output), err.read_to_end(&mut errors));
-        output.append(&mut errors);
-        match exec.events.recv().await {
-            Some(Event::Exited { code, .. }) => Ok((code, String::from_utf8_lossy(&output).into_owned())),
-            _ => Err("the pod has ended".into()),
-        }
-    }
-}
 
 /// A pod's task, as the reconciler sees it.
 pub(crate) struct Handle {
@@ -228,7 +125,14 @@ impl Worker {
                     }
                 }
             }
-            if self.stop_by.is_some() {
+            if let Some(deadline) = self.stop_by {
+                self.publish();
+                if deadline > Instant::now() {
+                    // First nobody is led here any more; that does not count as the pod's own time.
+                    let begun = Instant::now();
+                    self.node.routes.settled(begun + ROUTES_LIMIT).await;
+                    self.stop_by = Some(deadline + begun.elapsed());
+                }
                 self.stop().await;
                 self.clean_up();
                 return;
@@ -311,32 +215,42 @@ impl Worker {
             Holder::start(spec::hostname(&self.pod)).await.map_err(|e| format!("cannot start the pod: {e}"))?;
         *self.shared.holder.borrow_mut() = Some(Rc::clone(&holder));
         super::network::attach(&holder, self.ip, &self.shared.dir).await?;
-        let mut tables = self.node.tables.subscribe();
-        let mut applied = Rc::clone(&tables.borrow_and_update());
+        self.follow_routes(&holder).await?;
+        self.networked = true;
+        Ok(ended)
+    }
+
+    /// Loads the rules that service IPs follow, and keeps them up to date as long as the pod lives.
+    async fn follow_routes(&self, holder: &Rc<Holder>) -> Result<(), String> {
+        let mut tables = self.node.routes.subscribe();
+        let mut applied = tables.borrow_and_update().clone();
         let file = self.shared.dir.join("services.nft");
-        load(&holder, &file, &services::script(&applied)).await?;
-        let name = self.key.clone();
+        load(holder, &file, &services::script(&applied.table)).await?;
+        let (node, key, holder) = (Rc::clone(&self.node), self.key.clone(), Rc::clone(holder));
+        let me = node.routes.join(applied.generation);
         tokio::task::spawn_local(async move {
-            // Ends with the pod: the holder's answers end.
-            while tables.changed().await.is_ok() {
-                let wanted = Rc::clone(&tables.borrow_and_update());
-                let script = services::changes(&applied, &wanted);
-                if script.is_empty() {
-                    continue;
+            loop {
+                tokio::select! {
+                    changed = tables.changed() => if changed.is_err() { return },
+                    () = holder.gone() => return,
                 }
-                if let Err(error) = load(&holder, &file, &script).await {
-                    tracing::debug!(pod = %name, error, "service rules are loaded anew");
-                    let script = format!("delete table ip weft_services\n{}", services::script(&wanted));
-                    if let Err(error) = load(&holder, &file, &script).await {
-                        tracing::debug!(pod = %name, error, "service rules no longer follow");
-                        return;
-                    }
+                let wanted = tables.borrow_and_update().clone();
+                let script = services::changes(&applied.table, &wanted.table);
+                let mut loaded = if script.is_empty() { Ok(()) } else { load(&holder, &file, &script).await };
+                if let Err(error) = &loaded {
+                    tracing::debug!(pod = %key, error, "service rules are loaded anew");
+                    let script = format!("delete table ip weft_services\n{}", services::script(&wanted.table));
+                    loaded = load(&holder, &file, &script).await;
                 }
+                if let Err(error) = loaded {
+                    tracing::debug!(pod = %key, error, "service rules no longer follow");
+                    return;
+                }
+                me.reached(wanted.generation);
                 applied = wanted;
             }
         });
-        self.networked = true;
-        Ok(ended)
+        Ok(())
     }
 
     fn drop_holder(&mut self) {

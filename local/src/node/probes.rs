@@ -1,7 +1,7 @@
 //! Probes and lifecycle hooks: httpGet, tcpSocket, grpc and exec, made from the node to the pod's IP as a kubelet does.
 
 use super::endpoints::resolve_port;
-use super::pod::Shared;
+use super::shared::Shared;
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo};

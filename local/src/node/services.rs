@@ -8,9 +8,13 @@
 use super::store::Store;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::Ipv4Addr;
+use std::rc::Rc;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use weft_core::kinds::{Kind, Object};
 use weft_core::names::LOCAL_DNS_IP;
 
@@ -110,6 +114,91 @@ pub(crate) fn table(store: &Store) -> Table {
     table
 }
 
+/// Where service IPs lead, for all pods to follow, and how far each of them has come.
+pub(crate) struct Routes {
+    current: watch::Sender<Current>,
+    /// What each pod that follows has loaded.
+    loaded: Rc<RefCell<BTreeMap<u64, u64>>>,
+    next: Cell<u64>,
+    moved: Rc<Notify>,
+}
+
+/// A table and its number.
+#[derive(Clone, Default)]
+pub(crate) struct Current {
+    pub(crate) generation: u64,
+    pub(crate) table: Rc<Table>,
+}
+
+/// A pod that follows, until it is dropped.
+pub(crate) struct Follower {
+    loaded: Rc<RefCell<BTreeMap<u64, u64>>>,
+    moved: Rc<Notify>,
+    id: u64,
+}
+
+impl Follower {
+    /// The pod has loaded this generation.
+    pub(crate) fn reached(&self, generation: u64) {
+        self.loaded.borrow_mut().insert(self.id, generation);
+        self.moved.notify_waiters();
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.loaded.borrow_mut().remove(&self.id);
+        self.moved.notify_waiters();
+    }
+}
+
+impl Routes {
+    /// Routes without any service.
+    pub(crate) fn new() -> Self {
+        let (current, _) = watch::channel(Current::default());
+        Self { current, loaded: Rc::default(), next: Cell::new(0), moved: Rc::default() }
+    }
+
+    /// Follows the table.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Current> {
+        self.current.subscribe()
+    }
+
+    /// Sets the table; nothing happens when it is the same.
+    pub(crate) fn set(&self, table: Table) {
+        self.current.send_if_modified(|current| {
+            let changed = *current.table != table;
+            if changed {
+                *current = Current { generation: current.generation + 1, table: Rc::new(table) };
+            }
+            changed
+        });
+    }
+
+    /// A pod that has loaded a generation.
+    pub(crate) fn join(&self, generation: u64) -> Follower {
+        let id = self.next.get();
+        self.next.set(id + 1);
+        let follower = Follower { loaded: Rc::clone(&self.loaded), moved: Rc::clone(&self.moved), id };
+        follower.reached(generation);
+        follower
+    }
+
+    /// Waits until every pod that follows has loaded what is current now, but not beyond a time.
+    pub(crate) async fn settled(&self, until: Instant) {
+        let wanted = self.current.borrow().generation;
+        loop {
+            let moved = self.moved.notified();
+            if self.loaded.borrow().values().all(|generation| *generation >= wanted) {
+                return;
+            }
+            if tokio::time::timeout_at(until, moved).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
 /// The rules of a new pod.
 pub(crate) fn script(table: &Table) -> String {
     let base = "table ip weft_services {\n\
@@ -190,6 +279,25 @@ fn chain((ip, protocol, port): &Frontend) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_ends_when_all_others_know_that_it_does() {
+        let routes = Routes::new();
+        let (fast, slow) = (routes.join(0), routes.join(0));
+        routes.set([((Ipv4Addr::new(10, 96, 1, 2), "tcp", 80), vec![])].into());
+        fast.reached(1);
+        let begun = Instant::now();
+        routes.settled(begun + Duration::from_secs(5)).await;
+        assert_eq!(begun.elapsed(), Duration::from_secs(5), "one is still led there");
+        slow.reached(1);
+        routes.settled(Instant::now() + Duration::from_secs(5)).await;
+        routes.set(Table::new());
+        drop(slow);
+        fast.reached(2);
+        routes.settled(Instant::now() + Duration::from_secs(5)).await;
+        assert_eq!(begun.elapsed(), Duration::from_secs(5));
+    }
 
     #[test]
     fn only_what_changes_is_written() {

@@ -1,7 +1,7 @@
 //! Starting, publishing, applying and deleting whole clusters and namespaces.
 
 use super::basics::{CLIENT, web};
-use super::support::{Cluster, wait};
+use super::support::{Cluster, Outcome, wait};
 use std::io::{Read, Write};
 
 pub const TESTS: &[(&str, fn())] = &[
@@ -47,21 +47,26 @@ fn clusters_do_not_know_of_each_other() {
     assert_eq!(two.sh("client", "true").code, 0);
 }
 
+/// Brings a cluster up that publishes a target. A port that was free a moment ago is taken; should somebody else take it
+/// meanwhile, another one is tried.
+fn publish(cluster: &Cluster, target: &str, arguments: &[&str]) -> (u16, Outcome) {
+    for _ in 0..20 {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let published = format!("{port}:{target}");
+        let all = [&["up", "--detach", "--publish", &published], arguments].concat();
+        let outcome = cluster.weft(&all);
+        if !outcome.stderr.contains("cannot publish") {
+            return (port, outcome);
+        }
+    }
+    panic!("no free port");
+}
+
 fn published_ports_lead_inside() {
     let cluster = Cluster::prepared();
     let file = cluster.file("web.yaml", &web(1));
-    // A port that was free a moment ago; should somebody take it meanwhile, another one is tried.
-    let mut published = None;
-    for _ in 0..20 {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let outcome = cluster.weft(&["up", "--detach", "-f", &file, "--publish", &format!("{port}:web.default:80")]);
-        if outcome.code == 0 {
-            published = Some((port, outcome));
-            break;
-        }
-        assert!(outcome.stderr.contains("cannot publish"), "{outcome:?}");
-    }
-    let (port, outcome) = published.expect("a free port");
+    let (port, outcome) = publish(&cluster, "web.default:80", &["-f", &file]);
+    assert_eq!(outcome.code, 0, "{outcome:?}");
     assert!(outcome.stderr.contains(&format!("http://127.0.0.1:{port} leads to web.default port 80")), "{outcome:?}");
     let ask = || {
         let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
@@ -75,6 +80,10 @@ fn published_ports_lead_inside() {
     let second = Cluster::prepared();
     let taken = second.weft(&["up", "--detach", "--publish", &format!("{port}:web.default:80")]);
     assert!(taken.code == 1 && taken.stderr.contains(&format!("cannot publish at 127.0.0.1:{port}")), "{taken:?}");
+    assert!(!second.run_dir().exists());
+    let (_, nothing) = publish(&second, "nothing.default:80", &[]);
+    assert!(nothing.code == 1 && nothing.stderr.contains("service nothing in default does not exist"), "{nothing:?}");
+    assert!(!second.run_dir().exists());
 }
 
 fn namespaces_and_owners_take_what_is_theirs_with_them() {
