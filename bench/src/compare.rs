@@ -28,6 +28,8 @@ pub struct Plan {
     pub rounds: u32,
     /// Time of each measurement.
     pub time: Duration,
+    /// What to measure, in the order of the report.
+    pub subjects: Vec<Subject>,
     /// weft-proxy, when it takes part.
     pub proxy: Option<PathBuf>,
 }
@@ -71,21 +73,17 @@ pub struct Results {
     pub counts: BTreeMap<usize, Counts>,
 }
 
-/// The proxy to measure: the one named, or the one beside this program, or none.
+/// The proxy to measure: the one named, or the one beside this program.
 ///
 /// # Errors
 ///
-/// When the one named does not exist.
-pub fn find_proxy(named: Option<PathBuf>) -> anyhow::Result<Option<PathBuf>> {
-    if let Some(path) = named {
-        return Ok(Some(path.canonicalize().with_context(|| format!("no proxy at {}", path.display()))?));
-    }
-    let beside = std::env::current_exe()?.with_file_name("weft-proxy");
-    if !beside.exists() {
-        println!("There is no weft-proxy beside this program; only the others are measured.");
-        return Ok(None);
-    }
-    Ok(Some(beside))
+/// When it does not exist.
+pub fn find_proxy(named: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    let path = match named {
+        Some(path) => path,
+        None => std::env::current_exe()?.with_file_name("weft-proxy"),
+    };
+    path.canonicalize().with_context(|| format!("no proxy at {}", path.display()))
 }
 
 /// Runs the plan and prints the report.
@@ -103,8 +101,7 @@ pub async fn run(plan: &Plan) -> anyhow::Result<()> {
     let _weight = Weight::raise();
 
     let stage = Stage::new(plan.proxy.clone()).await?;
-    let mut subjects = vec![Subject::Direct, Subject::Haproxy];
-    subjects.extend(plan.proxy.as_ref().map(|_| Subject::Weft));
+    let subjects = &plan.subjects;
     let mut results =
         Results { rounds: subjects.iter().map(|&subject| (subject, Vec::new())).collect(), ..Results::default() };
     for number in 1..=plan.rounds {
@@ -113,7 +110,10 @@ pub async fn run(plan: &Plan) -> anyhow::Result<()> {
             rounds.push(round(&stage, *subject, plan.time).await.with_context(|| format!("{subject}"))?);
         }
     }
-    for (index, &subject) in subjects.iter().enumerate().skip(1) {
+    for (index, &subject) in subjects.iter().enumerate() {
+        if subject == Subject::Direct {
+            continue;
+        }
         println!("counting: {subject}");
         results.counts.insert(index, count(&stage, subject, plan.time).await?);
     }

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand, value_parser};
-use weft_bench::{compare, control, net, steady};
+use weft_bench::{compare, control, net, steady, subjects::Subject};
 
 /// Compares weft-proxy with HAProxy and with no proxy at all, side by side on this machine
 #[derive(Debug, Parser)]
@@ -29,9 +29,9 @@ struct Compare {
     /// The proxy to measure; beside this program by default
     #[arg(long, value_name = "PATH")]
     proxy: Option<PathBuf>,
-    /// Leave weft-proxy out
-    #[arg(long, conflicts_with = "proxy")]
-    without_weft: bool,
+    /// What to measure
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "direct,haproxy,weft")]
+    subjects: Vec<Subject>,
 }
 
 /// Parts that the comparison starts in its namespaces.
@@ -71,10 +71,12 @@ async fn run(options: Options) -> anyhow::Result<()> {
             Ok(())
         }
         None => {
-            let Compare { rounds, seconds, quick, proxy, without_weft } = options.compare;
+            let Compare { rounds, seconds, quick, proxy, mut subjects } = options.compare;
             let (rounds, seconds) = if quick { (1, 1) } else { (rounds, seconds) };
-            let proxy = if without_weft { None } else { compare::find_proxy(proxy)? };
-            let plan = compare::Plan { rounds, time: Duration::from_secs(seconds), proxy };
+            subjects.sort();
+            subjects.dedup();
+            let proxy = if subjects.contains(&Subject::Weft) { Some(compare::find_proxy(proxy)?) } else { None };
+            let plan = compare::Plan { rounds, time: Duration::from_secs(seconds), subjects, proxy };
             tokio::select! {
                 result = compare::run(&plan) => result,
                 result = tokio::signal::ctrl_c() => {

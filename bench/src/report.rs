@@ -142,7 +142,7 @@ mod tests {
             ..Results::default()
         };
         assert_eq!(ratio(&results, &results.rounds[1].1, |round| round.http.0.rate), "1.50");
-        let plan = Plan { rounds: 3, time: std::time::Duration::from_secs(4), proxy: None };
+        let plan = Plan { rounds: 3, time: std::time::Duration::from_secs(4), subjects: Vec::new(), proxy: None };
         let text = render(&plan, &results);
         assert!(
             text.contains("  weft-proxy pair         100         1.50                10.0 + 11.0         0\n"),

@@ -74,7 +74,23 @@ fn state(cluster: &Cluster) -> String {
         &["logs", "-n", NAMESPACE, "deploy/web", "-c", "linkerd-proxy", "--tail", "20"],
         &["logs", "-n", NAMESPACE, "deploy/vote-bot", "--tail", "10"],
     ];
-    commands.map(|command| cluster.weft(command).map_or_else(|e| format!("{e:#}"), |ran| ran.to_string())).join("\n")
+    let mut text = commands
+        .map(|command| cluster.weft(command).map_or_else(|e| format!("{e:#}"), |ran| ran.to_string()))
+        .join("\n");
+    for pod in
+        [NAMESPACE, "plain", "weft"].into_iter().flat_map(|namespace| cluster.pods(namespace).unwrap_or_default())
+    {
+        for container in containers(&pod).filter(|container| container["restartCount"] != 0) {
+            text += &format!("{}: {container}\n", pod["metadata"]["name"]);
+        }
+    }
+    text + &std::fs::read_to_string(cluster.run_dir().join("logs/node.log")).unwrap_or_default()
+}
+
+/// The states of a pod's containers, sidecars included.
+fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
+    let lists = ["containerStatuses", "initContainerStatuses"];
+    lists.into_iter().flat_map(|list| pod["status"][list].as_array().into_iter().flatten())
 }
 
 fn by_name(rows: &Value) -> anyhow::Result<BTreeMap<String, Value>> {
@@ -254,9 +270,7 @@ fn lives(cluster: &Cluster) -> anyhow::Result<BTreeMap<String, u64>> {
         for pod in cluster.pods(namespace)? {
             let name = pod["metadata"]["name"].as_str().context("no name")?;
             let uid = pod["metadata"]["uid"].as_str().context("no uid")?;
-            let status = &pod["status"];
-            let sidecars = status["initContainerStatuses"].as_array().into_iter().flatten();
-            for container in status["containerStatuses"].as_array().into_iter().flatten().chain(sidecars) {
+            for container in containers(&pod) {
                 let key = format!("{namespace}/{name}/{}/{uid}", container["name"].as_str().unwrap_or_default());
                 lives.insert(key, container["restartCount"].as_u64().context("no restartCount")?);
             }
