@@ -77,17 +77,16 @@ pub async fn up_with(args: args::Up, options: Options) -> Result<ExitCode, Error
     }
     let mut host = Host::start(&plan).await?;
     let client = host.client.clone();
-    let never = tokio::sync::Notify::new();
     let outcome = tokio::select! {
         result = bring_up(&client, documents, &args.publish, options.control_plane, timeout) => result.map(|()| true),
-        () = wait_for_signal(&never) => Ok(false),
+        () = wait_for_signal() => Ok(false),
         () = host.ended() => Err(Error::new("the cluster has ended; see the log of the node")),
     };
     let outcome = match outcome {
         Ok(true) => {
             announce(&args, false);
             tokio::select! {
-                () = wait_for_signal(&never) => eprintln!("stopping the cluster"),
+                () = wait_for_signal() => eprintln!("stopping the cluster"),
                 () = host.ended() => eprintln!("the cluster was stopped"),
             }
             Ok(())

@@ -13,7 +13,6 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, ExitCode, Stdio};
-use std::rc::Rc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -244,10 +243,9 @@ pub(crate) fn main() -> ExitCode {
             let null = File::options().read(true).write(true).open("/dev/null").context("/dev/null")?;
             nix::unistd::dup2_stdout(&null).context("standard output")?;
             nix::unistd::dup2_stdin(&null).context("standard input")?;
-            let interrupted = Rc::new(tokio::sync::Notify::new());
             tokio::select! {
                 () = host.ended() => {}
-                () = wait_for_signal(&interrupted) => {}
+                () = wait_for_signal() => {}
             }
             host.stop().await
         })
@@ -261,15 +259,14 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-/// Waits for Ctrl-C or SIGTERM; `wake` ends the waiting too.
-pub(crate) async fn wait_for_signal(wake: &tokio::sync::Notify) {
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        return wake.notified().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-        () = wake.notified() => {}
-    }
+/// Waits for Ctrl-C, SIGTERM, or the end of the terminal.
+pub(crate) async fn wait_for_signal() {
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+    let mut signals: Vec<_> = kinds.into_iter().filter_map(|kind| signal(kind).ok()).collect();
+    let any = std::future::poll_fn(|context| {
+        // All of them are asked, so that each wakes this task.
+        let came = signals.iter_mut().filter(|s| s.poll_recv(context).is_ready()).count();
+        if came > 0 { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    });
+    any.await;
 }
