@@ -4,7 +4,6 @@ use std::{
     fmt, fs,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    process::Stdio,
 };
 
 use anyhow::Context;
@@ -118,9 +117,26 @@ impl Stage {
             Subject::Weft => self.weft().await?,
         };
         for (port, arguments) in [(HTTP_PORT, &[][..]), (GRPC_PORT, &["--http2-prior-knowledge"])] {
-            load::answers(&self.link, arguments, port, || running.alive()).await?;
+            let answers = load::answers(&self.link, arguments, port, || running.alive()).await;
+            answers.with_context(|| self.logs(subject))?;
         }
         Ok(running)
+    }
+
+    fn log(&self, side: &str) -> PathBuf {
+        self.directory.path().join(format!("weft-{side}.log"))
+    }
+
+    /// The last lines that weft-proxy logged, which is what a failure needs.
+    fn logs(&self, subject: Subject) -> String {
+        let sides = if subject == Subject::Weft { &["client", "server"][..] } else { &[] };
+        let mut text = subject.to_string();
+        for side in sides {
+            let log = fs::read_to_string(self.log(side)).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            text += &format!("\n{side}:\n{}\n", lines[lines.len().saturating_sub(10)..].join("\n"));
+        }
+        text
     }
 
     async fn haproxy(&self) -> anyhow::Result<Running> {
@@ -152,7 +168,8 @@ impl Stage {
             let (namespace, address) =
                 if side == "client" { (&self.link.client, CLIENT) } else { (&self.link.server, SERVER) };
             let mut command = namespace.command(Core::Proxy, Some(PROXY_UID), proxy);
-            command.env_clear().envs(self.environment(side, address)).stdout(Stdio::null());
+            let log = fs::File::create(self.log(side))?;
+            command.env_clear().envs(self.environment(side, address)).stdout(log.try_clone()?).stderr(log);
             command.spawn().context("cannot run weft-proxy")
         };
         let processes = vec![start("client")?, start("server")?, control("client")?, control("server")?];
