@@ -8,6 +8,8 @@ weft=$bins/weft
 manifest=$(dirname "$0")/../demo/emojivoto.yml
 manifest=$(realpath --relative-to=. "$manifest")
 wait_seconds=120
+# One vote a second, of which one in six fails: fewer votes than these show nothing typical.
+collect_seconds=20
 
 # The first free port from 8080 on.
 port=8080
@@ -31,7 +33,9 @@ end() {
   echo "demo: stopping"
   kill -TERM "$up" 2>/dev/null || true
 }
-trap end INT TERM
+trap end INT TERM HUP
+# However this script ends, the cluster ends with it.
+trap 'kill -TERM "$up" 2>/dev/null || true' EXIT
 
 running() { [ -z "$ending" ] && kill -0 "$up" 2>/dev/null; }
 
@@ -52,9 +56,15 @@ while running && ! flows; do
 done
 
 if running && flows; then
+  echo "demo: traffic flows; collecting figures for $collect_seconds s"
+  until=$((SECONDS + collect_seconds))
+  while running && [ "$SECONDS" -lt "$until" ]; do sleep 1; done
+fi
+
+if running; then
   echo
   echo "\$ weft stat deploy -n emojivoto"
-  "$weft" stat deploy -n emojivoto
+  "$weft" stat deploy -n emojivoto || true
   cat <<END
 
 The application:  http://127.0.0.1:$port
@@ -70,10 +80,11 @@ Ctrl-C stops it all and leaves nothing behind.
 END
 fi
 
-# wait returns early when a signal comes; the cluster's own exit is what counts.
-code=0
+# wait returns early when a signal comes; the cluster's own end is what counts.
 while kill -0 "$up" 2>/dev/null; do
-  wait "$up" && code=0 || code=$?
+  wait "$up" || true
 done
-[ -n "$ending" ] && exit 0
+code=0
+wait "$up" || code=$?
+[ -z "$ending" ] || exit 0
 exit "$code"

@@ -24,6 +24,18 @@ strace             | strace           | bench                | counts system cal
 node               | nodejs           | all                  | is an HTTP/2 client and server that the proxy must serve
 python:grpc        | python3-grpcio   | all                  | is a gRPC client and server that the proxy must serve
 python:h2          | python3-h2       | all                  | is an HTTP/2 client and server that the proxy must serve
+python:websockets  | python3-websockets | all                | is a WebSocket client and server that the proxy must serve
+mariadbd           | mariadb-server-core | all               | is a server that speaks first, in the mesh
+mariadb            | mariadb-client-core | all               | is its client
+postgresql:initdb  | postgresql       | all                  | is a server with a binary protocol, in the mesh
+psql               | postgresql-client | all                 | is its client
+redis-server       | redis-server     | all                  | is a server with a protocol of lines, in the mesh
+redis-cli          | redis-tools      | all                  | is its client
+exim4              | exim4-daemon-light | all                | is an SMTP server, in the mesh
+sshd               | openssh-server   | all                  | is a server where both sides speak first, in the mesh
+ssh                | openssh-client   | all                  | is its client
+mosquitto          | mosquitto        | all                  | is a message broker, in the mesh
+mosquitto_pub      | mosquitto-clients | all                 | is its client
 '
 
 if ! command -v cargo >/dev/null; then
@@ -37,6 +49,7 @@ export PATH="$PATH:/usr/sbin:/sbin"
 present() {
   case "$1" in
     python:*) /usr/bin/python3 -c "import ${1#python:}" 2>/dev/null ;;
+    postgresql:*) compgen -G "/usr/lib/postgresql/*/bin/${1#postgresql:}" >/dev/null ;;
     *) command -v "$1" >/dev/null ;;
   esac
 }
@@ -66,7 +79,10 @@ if [ "$(id -u)" -ne 0 ]; then
   root=(sudo)
 fi
 
-# Servers are wanted as programs only: nothing that apt brings may start by itself, now or at the next boot.
+# Servers are wanted as programs only: nothing that apt brings may start by itself, now or at the next boot. What is
+# there already stays: apt may not remove another mailer or database for them.
+enabled() { { systemctl list-unit-files --no-legend --state=enabled 2>/dev/null || true; } | awk '{ print $1 }' | sort; }
+before=$(enabled)
 guard=/usr/sbin/policy-rc.d
 if [ ! -e "$guard" ]; then
   printf '#!/bin/sh\nexit 101\n' | "${root[@]}" tee "$guard" >/dev/null
@@ -75,7 +91,7 @@ if [ ! -e "$guard" ]; then
 fi
 
 echo "setup: installing ${packages[*]}"
-install() { "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${packages[@]}"; }
+install() { "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-remove --no-install-recommends "${packages[@]}"; }
 log=$(mktemp)
 if ! install >"$log" 2>&1 && ! { "${root[@]}" apt-get update -q >>"$log" 2>&1 && install >>"$log" 2>&1; }; then
   cat "$log" >&2
@@ -84,9 +100,7 @@ if ! install >"$log" 2>&1 && ! { "${root[@]}" apt-get update -q >>"$log" 2>&1 &&
   exit 1
 fi
 rm -f "$log"
-if [ -d /run/systemd/system ]; then
-  for service in nginx haproxy; do
-    case " ${packages[*]} " in *" $service"*) "${root[@]}" systemctl disable -q "$service" 2>/dev/null || true ;; esac
-  done
-fi
+for unit in $(comm -13 <(echo "$before") <(enabled)); do
+  "${root[@]}" systemctl disable -q "$unit"
+done
 echo "setup: done"
