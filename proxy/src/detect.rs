@@ -19,12 +19,12 @@ use weft_wire::{
 };
 
 use crate::{
+    balancer::{Balancer, TcpUpstream, Unreachable},
     io::{Input, Io},
-    upstream::{Balancer, TcpUpstream},
 };
 
 /// How long a client is silent before its server is asked.
-const SILENCE: Duration = Duration::from_millis(50);
+const SILENCE: Duration = Duration::from_millis(100);
 /// Octets in which HTTP must show.
 const HTTP_LIMIT: usize = 1024;
 
@@ -144,9 +144,9 @@ async fn look<T>(
     Ok(outcome)
 }
 
-type Dialling<'a> = Pin<Box<dyn Future<Output = Result<TcpUpstream, String>> + 'a>>;
+type Dialling<'a> = Pin<Box<dyn Future<Output = Result<TcpUpstream, Unreachable>> + 'a>>;
 
-async fn join(future: &mut Option<Dialling<'_>>) -> Result<TcpUpstream, String> {
+async fn join(future: &mut Option<Dialling<'_>>) -> Result<TcpUpstream, Unreachable> {
     match future {
         Some(future) => future.as_mut().await,
         None => pending().await,

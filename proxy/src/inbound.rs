@@ -12,6 +12,7 @@ use weft_wire::{
 };
 
 use crate::{
+    balancer::{Balancer, TcpUpstream},
     detect::{self, Hello, Protocol, Seen},
     dial,
     http::{Conn, Failure, Kind, Plan, Router, apply_filters, downgrade_request, serve as serve_http},
@@ -21,7 +22,6 @@ use crate::{
     net::Accepted,
     policy::{AuthzLabels, Endpoint, InboundPolicy, InboundProtocol, Meta, Queue, Timeouts},
     tcp,
-    upstream::{Balancer, TcpUpstream},
     worker::{Due, Worker},
 };
 
@@ -354,7 +354,7 @@ impl Target {
                 .app
                 .connect(self.worker.ctx.config.inbound.http_failfast)
                 .await
-                .map_err(|error| refused("failfast", error))?,
+                .map_err(|error| refused(error.label, error.message))?,
         };
         let Some(back) = server.io() else { return Ok(()) };
         let mut watch = self.policy.borrow().0.clone();

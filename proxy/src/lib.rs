@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 mod admin;
 mod balance;
+mod balancer;
 pub mod config;
 mod control;
 mod detect;

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use weft_wire::{Request, Version};
 
 use crate::{
+    balancer::{Balancer, TcpUpstream},
     detect::{self, Hello, Protocol, Seen},
     dial,
     discover::{Error, Resolution},
@@ -17,7 +18,6 @@ use crate::{
     net::Accepted,
     policy::{self, Backend, HttpRoutes, OpaqueRoutes, OutboundPolicy, OutboundProtocol, Profile},
     tcp,
-    upstream::{Balancer, TcpUpstream},
     worker::{Due, Worker},
 };
 
@@ -276,7 +276,7 @@ impl Target {
                 };
                 match balancer.connect(backend.queue.failfast.max(Duration::from_millis(1))).await {
                     Ok(server) => server,
-                    Err(error) => return abort(refused("failfast", error)),
+                    Err(error) => return abort(refused(error.label, error.message)),
                 }
             }
         };

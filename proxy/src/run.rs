@@ -46,8 +46,19 @@ impl Listeners {
 /// # Errors
 /// A listener cannot be bound.
 pub async fn run(ctx: Context) -> anyhow::Result<()> {
+    raise_file_limit();
     let listeners = Listeners::bind(&ctx)?;
     run_with(ctx, listeners, net::original_dst).await
+}
+
+/// Every connection through the proxy takes two files; the usual soft limit of 1024 is for programs that use `select`.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(soft, hard)| if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
 }
 
 /// As [`run`], on listeners that are bound already, with another way to find a connection's original destination.

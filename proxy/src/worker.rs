@@ -14,6 +14,7 @@ use weft_wire::Limits;
 
 use crate::{
     Context,
+    balancer::Balancer,
     config::{Http2Config, ProxySide},
     http::{Conn, Exchange},
     inbound,
@@ -22,13 +23,15 @@ use crate::{
     outbound,
     policy::Load,
     timer::{Key, Timers},
-    upstream::{Balancer, Upstream},
+    upstream::Upstream,
 };
 
 /// What is done when a deadline is due.
 pub enum Due {
     /// A request has taken too long.
     Request(Rc<Exchange>),
+    /// A request may have been without any octet for too long.
+    Idle(Rc<Exchange>),
     /// A request has waited too long for an endpoint.
     Failfast(Rc<Exchange>),
     /// An endpoint's back-off is over.
@@ -180,6 +183,7 @@ impl Worker {
             for due in self.timers.due().await {
                 match due {
                     Due::Request(exchange) => exchange.timed_out(),
+                    Due::Idle(exchange) => exchange.maybe_idle(),
                     Due::Failfast(exchange) => exchange.failfast(),
                     Due::Ready(upstream) => {
                         if let Some(upstream) = upstream.upgrade() {

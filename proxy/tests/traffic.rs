@@ -322,7 +322,7 @@ fn a_killed_peer_is_replaced() {
     mesh.server.proxy().signal(Signal::SIGKILL);
     mesh.server.proxy().wait_exit();
     let (status, _) = app::get(&mesh.client, mesh.vip, "/");
-    assert!(matches!(status, 502 | 503 | 504), "{status}");
+    assert!(matches!(status, 502..=504), "{status}");
     let ns = mesh.server.ns.clone();
     let identity = mesh.server.identity.clone();
     mesh.server.proxy = Some(Proxy::builder_in(&mesh.control, &identity, &ns).spawn_ready());
@@ -330,9 +330,8 @@ fn a_killed_peer_is_replaced() {
 }
 
 #[test]
-fn a_thousand_silent_connections_cost_little() {
+fn silent_connections_cost_little() {
     let mesh = Mesh::two_pods();
-    // Nobody listens for the application: a silent client's server is looked for in vain.
     let proxy = mesh.client.proxy.as_ref().unwrap();
     let listener = mesh.server.listen(mesh.app_port);
     let rss = |proxy: &Proxy| -> usize {

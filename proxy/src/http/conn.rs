@@ -2,8 +2,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
-    hash::{BuildHasherDefault, Hasher},
     rc::{Rc, Weak},
     task::{Context, Waker},
     time::Duration,
@@ -15,7 +13,7 @@ use weft_wire::{
     h2::{self, Reason, SendError, StreamId},
 };
 
-use super::{Exchange, Router, client, server};
+use super::{Exchange, Router, client, server, streams::Streams};
 use crate::{
     io::{Io, give_buffer, take_buffer},
     upstream::Upstream,
@@ -687,70 +685,4 @@ fn h1_output(out: &RefCell<Vec<u8>>) -> std::cell::RefMut<'_, Vec<u8>> {
         *out = take_buffer();
     }
     out
-}
-
-/// The exchanges of a connection: most have one at a time.
-#[derive(Default)]
-pub(super) struct Streams {
-    one: Option<(StreamId, Rc<Exchange>)>,
-    more: HashMap<StreamId, Rc<Exchange>, BuildHasherDefault<IdHasher>>,
-}
-
-impl Streams {
-    fn get(&self, id: StreamId) -> Option<&Rc<Exchange>> {
-        match &self.one {
-            Some((one, exchange)) if *one == id => Some(exchange),
-            _ => self.more.get(&id),
-        }
-    }
-
-    fn insert(&mut self, id: StreamId, exchange: Rc<Exchange>) {
-        if self.one.is_none() {
-            self.one = Some((id, exchange));
-        } else {
-            self.more.insert(id, exchange);
-        }
-    }
-
-    fn remove(&mut self, id: StreamId) -> Option<Rc<Exchange>> {
-        match &self.one {
-            Some((one, _)) if *one == id => self.one.take().map(|(_, e)| e),
-            _ => {
-                let removed = self.more.remove(&id);
-                // A burst's memory does not stay.
-                if self.more.is_empty() && self.more.capacity() > 256 {
-                    self.more = HashMap::default();
-                }
-                removed
-            }
-        }
-    }
-
-    fn len(&self) -> usize {
-        usize::from(self.one.is_some()) + self.more.len()
-    }
-
-    fn take(&mut self) -> Vec<Rc<Exchange>> {
-        self.one.take().map(|(_, e)| e).into_iter().chain(std::mem::take(&mut self.more).into_values()).collect()
-    }
-}
-
-/// Spreads stream identifiers, which a peer cannot choose freely: they only grow.
-#[derive(Default)]
-pub(super) struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, octets: &[u8]) {
-        for &b in octets {
-            self.write_u32(u32::from(b));
-        }
-    }
-
-    fn write_u32(&mut self, n: u32) {
-        self.0 = (self.0 ^ u64::from(n)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    }
 }

@@ -3,73 +3,29 @@
 use std::{cell::RefCell, rc::Rc, time::Instant};
 
 use weft_wire::{
-    Headers, Request, Response, Version,
+    Headers, Request, Version,
     h2::{Reason, StreamId},
 };
 
-use super::{Conn, Failure, Kind, headers};
+use super::{Conn, Failure, Kind, Plan, Want, headers};
 use crate::{
-    io::Io,
     metrics::{Direction, RequestMetrics, ResponseClass},
-    policy::{HeaderChange, Queue, Timeouts},
     timer::Key,
-    upstream::{Balancer, Upstream},
+    upstream::Upstream,
     worker::{Due, Worker},
 };
+
+mod response;
 
 /// Octets of a body that are held while there is no connection to send them on; then the client is paused.
 const HOLD: usize = 64 * 1024;
 /// Endpoints that a request is tried on at most, as long as none has seen it.
 const ATTEMPTS: u8 = 8;
 
-/// Where a request goes and what applies to it.
-pub struct Plan {
-    /// The endpoints to choose from.
-    pub to: Rc<Balancer>,
-    /// What holds while none is ready.
-    pub queue: Queue,
-    /// Limits in time.
-    pub timeouts: Timeouts,
-    /// Changes to the response.
-    pub response: Vec<HeaderChange>,
-    /// The request came over HTTP/2 and was HTTP/1 originally.
-    pub downgraded: bool,
-    /// The identity that the endpoint must have.
-    pub require_identity: Option<Vec<u8>>,
-    /// Where to count; by endpoint if not set.
-    pub metrics: Option<Rc<RequestMetrics>>,
-}
-
-/// Decides where the requests of a client's connection go.
-pub trait Router {
-    /// Which side of the proxy this is.
-    fn direction(&self) -> Direction;
-    /// True when the proxy's own responses may say why.
-    fn emits_reasons(&self) -> bool;
-    /// Chooses a request's destination, and changes its head.
-    fn route(&self, head: &mut Request) -> Result<Plan, Failure>;
-}
-
-/// The kind of connection that a request needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Want {
-    /// A stream of an HTTP/2 connection.
-    H2,
-    /// An HTTP/1 connection.
-    H1,
-    /// An HTTP/1 connection of its own, which may become a tunnel.
-    Tunnel,
-}
-
-/// How a server was lost.
-pub struct Lost {
-    /// The code, if the stream was reset.
-    pub reset: Option<Reason>,
-    /// The server says, or it is certain, that the request was not processed.
-    pub unprocessed: bool,
-    /// One line.
-    pub message: String,
-}
+/// Places in [`State::timers`].
+const REQUEST: usize = 0;
+const RESPONSE: usize = 1;
+const IDLE: usize = 2;
 
 /// Where the request is.
 enum Stage {
@@ -106,9 +62,20 @@ struct State {
     pending_load: bool,
     attempts: u8,
     metrics: Option<Rc<RequestMetrics>>,
-    timer: Option<Key>,
+    /// Deadlines: of the request, of the response, of silence.
+    timers: [Option<Key>; 3],
+    /// The last octet in either direction; only kept while silence is limited.
+    last: Option<Instant>,
     queue_timer: Option<Key>,
     finished: bool,
+}
+
+impl State {
+    fn heard(&mut self) {
+        if self.last.is_some() {
+            self.last = Some(Instant::now());
+        }
+    }
 }
 
 /// One request and its response.
@@ -156,7 +123,8 @@ impl Exchange {
                 pending_load: false,
                 attempts: 0,
                 metrics: None,
-                timer: None,
+                timers: [None; 3],
+                last: None,
                 queue_timer: None,
                 finished: false,
             }),
@@ -176,7 +144,11 @@ impl Exchange {
                         s.metrics = Some(metrics.clone());
                     }
                     if let Some(limit) = plan.timeouts.request {
-                        s.timer = Some(exchange.worker.after(limit, Due::Request(exchange.clone())));
+                        s.timers[REQUEST] = Some(exchange.worker.after(limit, Due::Request(exchange.clone())));
+                    }
+                    if let Some(limit) = plan.timeouts.idle {
+                        s.last = Some(exchange.started);
+                        s.timers[IDLE] = Some(exchange.worker.after(limit, Due::Idle(exchange.clone())));
                     }
                     s.head = Some(Box::new(head));
                     s.plan = Some(plan);
@@ -323,11 +295,32 @@ impl Exchange {
 
     /// A time limit of the policy has passed.
     pub fn timed_out(self: &Rc<Self>) {
-        self.state.borrow_mut().timer = None;
         self.fail(&Failure::new(
             Kind::Timeout,
             format!("{}: no complete response within the route's time limit", self.whom()),
         ));
+    }
+
+    /// Fails if there was no octet for the route's limit.
+    pub fn maybe_idle(self: &Rc<Self>) {
+        let left = {
+            let s = self.state.borrow();
+            let (Some(last), Some(limit)) = (s.last, s.plan.as_ref().and_then(|p| p.timeouts.idle)) else { return };
+            if s.finished {
+                return;
+            }
+            limit.checked_sub(last.elapsed()).filter(|left| !left.is_zero())
+        };
+        match left {
+            Some(left) => {
+                let key = self.worker.after(left, Due::Idle(self.clone()));
+                self.state.borrow_mut().timers[IDLE] = Some(key);
+            }
+            None => {
+                let message = format!("{}: no octet within the route's idle limit", self.whom());
+                self.fail(&Failure::new(Kind::Timeout, message));
+            }
+        }
     }
 
     fn whom(&self) -> String {
@@ -346,6 +339,7 @@ impl Exchange {
         let sent = {
             let mut s = self.state.borrow_mut();
             let s = &mut *s;
+            s.heard();
             if end {
                 s.ended = Some(None);
             }
@@ -431,172 +425,6 @@ impl Exchange {
         let owed = std::mem::take(&mut self.state.borrow_mut().owed_request);
         self.front.release(self.id, owed);
         self.front.resume();
-    }
-
-    // What the server's side tells.
-
-    /// A 1xx head.
-    pub fn response_informational(self: &Rc<Self>, head: &Response) {
-        if self.state.borrow().status == 0 {
-            self.front.send_informational(self.id, head);
-        }
-    }
-
-    /// The final head of the response.
-    pub fn response_head(self: &Rc<Self>, mut head: Response, end: bool) {
-        {
-            let mut s = self.state.borrow_mut();
-            let s = &mut *s;
-            if s.status != 0 || s.finished {
-                return;
-            }
-            s.status = head.status;
-            s.head = None;
-            if self.grpc {
-                s.grpc_status = headers::grpc_status(&head.headers);
-            }
-            if let Some(metrics) = &s.metrics {
-                metrics.latency(head.status, self.started.elapsed());
-            }
-            if let Some(plan) = &s.plan {
-                for change in &plan.response {
-                    change.apply(&mut head.headers);
-                }
-                if plan.downgraded {
-                    headers::upgrade_response(&mut head);
-                }
-            }
-        }
-        if self.direction == Direction::Outbound {
-            let meshed = self.state.borrow().upstream.as_ref().is_some_and(|u| u.endpoint.identity.is_some());
-            if headers::downgrade_response(&mut head, meshed) {
-                self.front.drain();
-            }
-        }
-        self.front.send_response(self.id, &head, end);
-        if end {
-            self.response_ended();
-        }
-    }
-
-    /// A piece of the response's body. True when the server is to be paused.
-    pub fn response_data(self: &Rc<Self>, data: &[u8], flow: u32, end: bool) -> bool {
-        self.settle_load();
-        self.front.send_data(self.id, data, end);
-        if end {
-            self.release_back(flow);
-            self.response_ended();
-            return false;
-        }
-        if self.front.is_full(self.id, self) {
-            self.state.borrow_mut().owed_response += flow;
-            return true;
-        }
-        self.release_back(flow);
-        false
-    }
-
-    /// The response ends, with trailers if there are any.
-    pub fn response_end(self: &Rc<Self>, trailers: Option<&Headers>) {
-        if self.grpc
-            && let Some(status) = trailers.and_then(headers::grpc_status)
-        {
-            self.state.borrow_mut().grpc_status = Some(status);
-        }
-        self.front.send_end(self.id, trailers);
-        self.response_ended();
-    }
-
-    /// The server, or its connection, is gone.
-    pub fn server_gone(self: &Rc<Self>, lost: &Lost) {
-        enum Then {
-            Nothing,
-            Again,
-            Discard,
-            Propagate(Reason),
-            Fail,
-        }
-        let then = {
-            let mut s = self.state.borrow_mut();
-            let s = &mut *s;
-            let Stage::Sent { conn, .. } = &s.stage else { return };
-            let reused = conn.is_reused();
-            let both_h2 =
-                self.front.is_h2() && conn.is_h2() && s.head.as_ref().is_none_or(|h| h.version == Version::H2);
-            let safe = s.head.as_ref().is_some_and(|h| matches!(&*h.method, b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE"));
-            s.stage = Stage::Discarding;
-            if s.finished {
-                Then::Nothing
-            } else if s.response_done {
-                Then::Discard
-            } else if s.status == 0
-                && s.head.is_some()
-                && !s.body_sent
-                && s.attempts + 1 < ATTEMPTS
-                && (lost.unprocessed || (safe && reused && lost.reset.is_none()))
-            {
-                s.attempts += 1;
-                s.stage = Stage::Waiting;
-                // What was sent has to be sent again.
-                if s.request_done {
-                    s.request_done = false;
-                    s.ended.get_or_insert(None);
-                }
-                Then::Again
-            } else if let Some(reason) = lost.reset.filter(|_| both_h2 || s.status != 0) {
-                Then::Propagate(reason)
-            } else if s.status != 0 {
-                Then::Propagate(Reason::INTERNAL_ERROR)
-            } else {
-                Then::Fail
-            }
-        };
-        match then {
-            Then::Nothing => {}
-            Then::Again => {
-                self.drop_load();
-                self.state.borrow_mut().upstream = None;
-                self.dispatch();
-            }
-            Then::Discard => self.settle(),
-            Then::Propagate(reason) => {
-                let class = lost.reset.map_or("unclassified", Reason::name);
-                tracing::debug!(client = %self.front.io.peer(), "{}: {}", self.whom(), lost.message);
-                self.record(ResponseClass::Error(class));
-                self.front.reset(self.id, reason);
-                self.finish();
-            }
-            Then::Fail => {
-                let message = format!("{}: {}", self.whom(), lost.message);
-                self.fail(&Failure::new(Kind::Io, message));
-            }
-        }
-    }
-
-    /// The server has switched protocols: what follows on both connections is passed through.
-    pub fn tunnel(self: &Rc<Self>, head: Response, back: Rc<Io>, rest: Vec<u8>) {
-        self.response_head(head, false);
-        *self.front.tunnel.borrow_mut() = Some((back, rest));
-        {
-            let mut s = self.state.borrow_mut();
-            s.stage = Stage::Discarding;
-            s.response_done = true;
-            s.request_done = true;
-        }
-        self.record(ResponseClass::Http);
-        self.finish();
-        self.front.wake();
-    }
-
-    /// The client's connection takes more: the server goes on.
-    pub fn resume_response(self: &Rc<Self>) {
-        let owed = std::mem::take(&mut self.state.borrow_mut().owed_response);
-        self.release_back(owed);
-        let conn = match &self.state.borrow().stage {
-            Stage::Sent { conn, .. } => conn.clone(),
-            _ => return,
-        };
-        conn.resume();
     }
 
     // Endings.
@@ -702,15 +530,15 @@ impl Exchange {
     }
 
     fn finish(self: &Rc<Self>) {
-        let (stage, timer, owed_request, owed_response) = {
+        let (stage, timers, owed_request, owed_response) = {
             let mut s = self.state.borrow_mut();
             if std::mem::replace(&mut s.finished, true) {
                 return;
             }
             let owed = (std::mem::take(&mut s.owed_request) + std::mem::take(&mut s.held_flow), s.owed_response);
-            (std::mem::replace(&mut s.stage, Stage::Discarding), s.timer.take(), owed.0, owed.1)
+            (std::mem::replace(&mut s.stage, Stage::Discarding), std::mem::take(&mut s.timers), owed.0, owed.1)
         };
-        if let Some(key) = timer {
+        for key in timers.into_iter().flatten() {
             self.worker.timers.cancel(key);
         }
         self.clear_queue_timer();
@@ -743,11 +571,11 @@ impl Exchange {
     /// Starts the limit that counts from the end of the request.
     fn arm_response_timeout(self: &Rc<Self>) {
         let mut s = self.state.borrow_mut();
-        if s.timer.is_none()
+        if s.timers[RESPONSE].is_none()
             && !s.response_done
             && let Some(limit) = s.plan.as_ref().and_then(|p| p.timeouts.response)
         {
-            s.timer = Some(self.worker.after(limit, Due::Request(self.clone())));
+            s.timers[RESPONSE] = Some(self.worker.after(limit, Due::Request(self.clone())));
         }
     }
 

@@ -19,12 +19,15 @@ mod exchange;
 mod failure;
 mod filters;
 mod headers;
+mod plan;
 mod server;
+mod streams;
 
 pub use client::run as run_client;
 pub use conn::Conn;
-pub use exchange::{Exchange, Lost, Plan, Router, Want};
+pub use exchange::Exchange;
 pub use failure::{Failure, Kind};
 pub use filters::apply as apply_filters;
 pub use headers::downgrade_request;
+pub use plan::{Lost, Plan, Router, Want};
 pub use server::serve;

@@ -26,10 +26,16 @@ pub enum Classification {
 pub enum ResponseClass {
     /// A response without gRPC status ended; success below 500.
     Http,
-    /// A response with this gRPC status ended; success when 0.
+    /// A response with this gRPC status ended; success unless it is a failure of the service.
     Grpc(u32),
     /// It did not end, for this reason: one of a fixed set of short texts, as each makes a new series.
     Error(&'static str),
+}
+
+/// True for the gRPC statuses that tell about the service rather than about the request, Linkerd's default set: Unknown,
+/// DeadlineExceeded, PermissionDenied, Internal, Unavailable, DataLoss. A status that is not defined counts as Unknown.
+fn grpc_failed(code: u32) -> bool {
+    matches!(code, 2 | 4 | 7 | 13 | 14 | 15) || code > 16
 }
 
 /// Counts requests and responses. For one thread; ask [`Metrics`] again on another.
@@ -74,7 +80,7 @@ impl RequestMetrics {
     pub fn response(&self, status: u16, class: ResponseClass) -> Classification {
         let classification = match class {
             ResponseClass::Http if status < 500 => Classification::Success,
-            ResponseClass::Grpc(0) if status < 500 => Classification::Success,
+            ResponseClass::Grpc(code) if !grpc_failed(code) => Classification::Success,
             _ => Classification::Failure,
         };
         let mut known = self.outcomes.borrow_mut();

@@ -112,7 +112,7 @@ async fn an_unreachable_destination_ends_the_connection() {
     let mut rest = Vec::new();
     let _ = soon(stream.read_to_end(&mut rest)).await;
     assert!(rest.is_empty());
-    until("the error is counted", || proxy.metric("outbound_tcp_errors_total", &["error=\"failfast\""]) == 1).await;
+    until("the error is counted", || proxy.metric("outbound_tcp_errors_total", &["error=\"i/o\""]) == 1).await;
 }
 
 #[tokio::test]

@@ -169,16 +169,18 @@ async fn time_limits_of_routes_hold() {
         filters: Vec::new(),
     })]);
     let short = Some(Duration::from_millis(30));
-    for timeouts in
-        [Timeouts { request: short, ..Timeouts::default() }, Timeouts { response: short, ..Timeouts::default() }]
-    {
+    for timeouts in [
+        Timeouts { request: short, ..Timeouts::default() },
+        Timeouts { response: short, ..Timeouts::default() },
+        Timeouts { idle: short, ..Timeouts::default() },
+    ] {
         let rule = HttpRule { timeouts, backends: backends.clone(), ..HttpRule::default() };
         proxy.discovery.set_outbound(app, routes(rule));
         let response = soon(http1(entry).await.send_request(get("/"))).await.unwrap();
         assert_eq!(response.status(), 504);
     }
-    assert_eq!(proxy.metric("outbound_http_errors_total", &["error=\"response timeout\""]), 2);
-    assert_eq!(proxy.metric("response_total", &["error=\"timeout\"", "classification=\"failure\""]), 2);
+    assert_eq!(proxy.metric("outbound_http_errors_total", &["error=\"response timeout\""]), 3);
+    assert_eq!(proxy.metric("response_total", &["error=\"timeout\"", "classification=\"failure\""]), 3);
 }
 
 #[tokio::test]

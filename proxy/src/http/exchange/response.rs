@@ -1,0 +1,180 @@
+//! The server's half of an exchange: what comes back, and what if nothing does.
+
+use std::rc::Rc;
+
+use weft_wire::{Headers, Response, Version, h2::Reason};
+
+use super::{ATTEMPTS, Exchange, Stage};
+use crate::{
+    http::{Failure, Kind, Lost, headers},
+    io::Io,
+    metrics::{Direction, ResponseClass},
+};
+
+impl Exchange {
+    /// A 1xx head.
+    pub fn response_informational(self: &Rc<Self>, head: &Response) {
+        if self.state.borrow().status == 0 {
+            self.front.send_informational(self.id, head);
+        }
+    }
+
+    /// The final head of the response.
+    pub fn response_head(self: &Rc<Self>, mut head: Response, end: bool) {
+        {
+            let mut s = self.state.borrow_mut();
+            let s = &mut *s;
+            if s.status != 0 || s.finished {
+                return;
+            }
+            s.heard();
+            s.status = head.status;
+            s.head = None;
+            if self.grpc {
+                s.grpc_status = headers::grpc_status(&head.headers);
+            }
+            if let Some(metrics) = &s.metrics {
+                metrics.latency(head.status, self.started.elapsed());
+            }
+            if let Some(plan) = &s.plan {
+                for change in &plan.response {
+                    change.apply(&mut head.headers);
+                }
+                if plan.downgraded {
+                    headers::upgrade_response(&mut head);
+                }
+            }
+        }
+        if self.direction == Direction::Outbound {
+            let meshed = self.state.borrow().upstream.as_ref().is_some_and(|u| u.endpoint.identity.is_some());
+            if headers::downgrade_response(&mut head, meshed) {
+                self.front.drain();
+            }
+        }
+        self.front.send_response(self.id, &head, end);
+        if end {
+            self.response_ended();
+        }
+    }
+
+    /// A piece of the response's body. True when the server is to be paused.
+    pub fn response_data(self: &Rc<Self>, data: &[u8], flow: u32, end: bool) -> bool {
+        self.settle_load();
+        self.state.borrow_mut().heard();
+        self.front.send_data(self.id, data, end);
+        if end {
+            self.release_back(flow);
+            self.response_ended();
+            return false;
+        }
+        if self.front.is_full(self.id, self) {
+            self.state.borrow_mut().owed_response += flow;
+            return true;
+        }
+        self.release_back(flow);
+        false
+    }
+
+    /// The response ends, with trailers if there are any.
+    pub fn response_end(self: &Rc<Self>, trailers: Option<&Headers>) {
+        if self.grpc
+            && let Some(status) = trailers.and_then(headers::grpc_status)
+        {
+            self.state.borrow_mut().grpc_status = Some(status);
+        }
+        self.front.send_end(self.id, trailers);
+        self.response_ended();
+    }
+
+    /// The server, or its connection, is gone.
+    pub fn server_gone(self: &Rc<Self>, lost: &Lost) {
+        enum Then {
+            Nothing,
+            Again,
+            Discard,
+            Propagate(Reason),
+            Fail,
+        }
+        let then = {
+            let mut s = self.state.borrow_mut();
+            let s = &mut *s;
+            let Stage::Sent { conn, .. } = &s.stage else { return };
+            let reused = conn.is_reused();
+            let both_h2 =
+                self.front.is_h2() && conn.is_h2() && s.head.as_ref().is_none_or(|h| h.version == Version::H2);
+            let safe = s.head.as_ref().is_some_and(|h| matches!(&*h.method, b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE"));
+            s.stage = Stage::Discarding;
+            if s.finished {
+                Then::Nothing
+            } else if s.response_done {
+                Then::Discard
+            } else if s.status == 0
+                && s.head.is_some()
+                && !s.body_sent
+                && s.attempts + 1 < ATTEMPTS
+                && (lost.unprocessed || (safe && reused && lost.reset.is_none()))
+            {
+                s.attempts += 1;
+                s.stage = Stage::Waiting;
+                // What was sent has to be sent again.
+                if s.request_done {
+                    s.request_done = false;
+                    s.ended.get_or_insert(None);
+                }
+                Then::Again
+            } else if let Some(reason) = lost.reset.filter(|_| both_h2 || s.status != 0) {
+                Then::Propagate(reason)
+            } else if s.status != 0 {
+                Then::Propagate(Reason::INTERNAL_ERROR)
+            } else {
+                Then::Fail
+            }
+        };
+        match then {
+            Then::Nothing => {}
+            Then::Again => {
+                self.drop_load();
+                self.state.borrow_mut().upstream = None;
+                self.dispatch();
+            }
+            Then::Discard => self.settle(),
+            Then::Propagate(reason) => {
+                let class = lost.reset.map_or("unclassified", Reason::name);
+                tracing::debug!(client = %self.front.io.peer(), "{}: {}", self.whom(), lost.message);
+                self.record(ResponseClass::Error(class));
+                self.front.reset(self.id, reason);
+                self.finish();
+            }
+            Then::Fail => {
+                let message = format!("{}: {}", self.whom(), lost.message);
+                self.fail(&Failure::new(Kind::Io, message));
+            }
+        }
+    }
+
+    /// The server has switched protocols: what follows on both connections is passed through.
+    pub fn tunnel(self: &Rc<Self>, head: Response, back: Rc<Io>, rest: Vec<u8>) {
+        self.response_head(head, false);
+        *self.front.tunnel.borrow_mut() = Some((back, rest));
+        {
+            let mut s = self.state.borrow_mut();
+            s.stage = Stage::Discarding;
+            s.response_done = true;
+            s.request_done = true;
+        }
+        self.record(ResponseClass::Http);
+        self.finish();
+        self.front.wake();
+    }
+
+    /// The client's connection takes more: the server goes on.
+    pub fn resume_response(self: &Rc<Self>) {
+        let owed = std::mem::take(&mut self.state.borrow_mut().owed_response);
+        self.release_back(owed);
+        let conn = match &self.state.borrow().stage {
+            Stage::Sent { conn, .. } => conn.clone(),
+            _ => return,
+        };
+        conn.resume();
+    }
+}
