@@ -265,7 +265,7 @@ pub(crate) async fn wait_for_signal() {
     let mut signals: Vec<_> = kinds.into_iter().filter_map(|kind| signal(kind).ok()).collect();
     let any = std::future::poll_fn(|context| {
         // All of them are asked, so that each wakes this task.
-        let came = signals.iter_mut().filter(|s| s.poll_recv(context).is_ready()).count();
+        let came = signals.iter_mut().map(|s| s.poll_recv(context)).filter(|p| p.is_ready()).count();
         if came > 0 { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
     });
     any.await;
