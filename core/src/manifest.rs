@@ -152,7 +152,10 @@ fn json(value: serde_yaml_ng::Value, path: &mut String) -> Result<Value, (String
                 .ok_or_else(|| refuse(path, "a number must be finite"))?,
             _ => return Err(refuse(path, "not a number that can be represented")),
         },
-        Yaml::String(s) => Value::String(s),
+        Yaml::String(s) => match file_mode(path, &s) {
+            Some(mode) => mode.into(),
+            None => Value::String(s),
+        },
         Yaml::Sequence(items) => {
             let mut out = Vec::with_capacity(items.len());
             for (at, item) in items.into_iter().enumerate() {
@@ -186,6 +189,15 @@ fn json(value: serde_yaml_ng::Value, path: &mut String) -> Result<Value, (String
         }
         Yaml::Tagged(tagged) => return Err(refuse(path, &format!("YAML tag {} is not supported", tagged.tag))),
     })
+}
+
+/// Modes of files are written in octal, as `0400`. Kubernetes reads YAML 1.1, in which that is a number; in YAML 1.2 it is a
+/// string.
+fn file_mode(path: &str, text: &str) -> Option<u32> {
+    let (parent, field) = path.rsplit_once('.')?;
+    let is_mode = matches!(field, "defaultMode" | "mode") && parent.contains("spec.volumes[");
+    let digits = text.strip_prefix('0').filter(|_| is_mode)?;
+    u32::from_str_radix(digits, 8).ok().filter(|mode| *mode <= 0o777)
 }
 
 fn expand(file: &str, index: usize, value: Value, depth: usize, out: &mut Vec<Document>) -> Result<(), Error> {

@@ -37,6 +37,21 @@ fn documents_lists_and_json() {
 }
 
 #[test]
+fn modes_of_files_are_octal() {
+    let volumes =
+        "volumes: [{name: a, secret: {secretName: a, defaultMode: 0400, items: [{key: k, path: p, mode: 0o644}]}}]";
+    let pod = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nspec:\n  containers: [{{name: a, image: a}}]\n  {volumes}\n"
+    );
+    let documents = parse(&pod).unwrap();
+    let secret = &documents[0].value["spec"]["volumes"][0]["secret"];
+    assert_eq!((&secret["defaultMode"], &secret["items"][0]["mode"]), (&0o400.into(), &0o644.into()));
+    assert!(parse(&pod.replace("0400", "0900")).unwrap_err().contains("defaultMode"));
+    let map = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {mode: '0400', defaultMode: '0400'}\n";
+    assert_eq!(parse(map).unwrap()[0].value["data"]["mode"], "0400");
+}
+
+#[test]
 fn every_error_names_file_document_and_field() {
     let service = |port: &str| {
         format!(
