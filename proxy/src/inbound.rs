@@ -15,7 +15,7 @@ use crate::{
     balancer::{Balancer, TcpUpstream},
     detect::{self, Hello, Protocol, Seen},
     dial,
-    http::{Conn, Failure, Kind, Plan, Router, apply_filters, downgrade_request, serve as serve_http},
+    http::{Conn, Failure, Kind, Plan, Router, apply_filters, downgrade_request, refuse_downgrade, serve as serve_http},
     identity::peer_identity,
     io::Io,
     metrics::{Counter, Direction, NoTls, RequestMetrics, TcpMetrics, Tls},
@@ -435,7 +435,13 @@ impl Router for Http {
     }
 
     fn route(&self, head: &mut Request) -> Result<Plan, Failure> {
-        let downgraded = downgrade_request(head) && self.secured.is_mesh();
+        let downgraded = match self.secured.identity() {
+            Some(_) => downgrade_request(head),
+            None => {
+                refuse_downgrade(head);
+                false
+            }
+        };
         // Only a proxy says these, and only to a proxy.
         head.headers.retain(|name, _| {
             !name.starts_with(b"l5d-")

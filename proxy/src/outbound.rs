@@ -12,7 +12,7 @@ use crate::{
     detect::{self, Hello, Protocol, Seen},
     dial,
     discover::{Error, Resolution},
-    http::{Conn, Failure, Kind, Plan, Router, apply_filters, serve as serve_http},
+    http::{Conn, Failure, Kind, Plan, Router, apply_filters, refuse_downgrade, serve as serve_http},
     io::Io,
     metrics::{Direction, TcpMetrics},
     net::Accepted,
@@ -328,6 +328,7 @@ impl Router for Http {
     }
 
     fn route(&self, head: &mut Request) -> Result<Plan, Failure> {
+        refuse_downgrade(head);
         let policy = self.target.policy();
         let routes = match &policy.protocol {
             OutboundProtocol::Detect { http2, .. } if self.h2 => http2,

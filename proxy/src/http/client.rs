@@ -13,7 +13,7 @@ use weft_wire::{
 };
 
 use super::{
-    Conn, Lost,
+    Conn, Lost, Want,
     conn::{Closing, Codec},
 };
 use crate::io::Input;
@@ -118,7 +118,7 @@ fn ending(conn: &Rc<Conn>, written: bool) -> bool {
             conn.closing.set(Closing::Flush);
             written && !conn.has_output()
         }
-        Closing::WhenIdle | Closing::No => false,
+        Closing::WhenIdle | Closing::AfterNext | Closing::No => false,
     }
 }
 
@@ -180,6 +180,10 @@ fn decode(conn: &Rc<Conn>, octets: &[u8]) -> Result<(), String> {
                     }
                     _ => return Ok(()),
                 };
+                if tunnel && exchange.as_ref().is_some_and(|e| e.want(false) != Want::Tunnel) {
+                    // The client's connection would be the server's from here on.
+                    return Err("response: the server switches protocols although nobody asked it to".into());
+                }
                 if tunnel {
                     let rest = octets.get(at..).unwrap_or_default().to_vec();
                     switch(conn, head, rest);

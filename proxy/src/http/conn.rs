@@ -73,6 +73,8 @@ pub(super) enum Codec {
 pub(super) enum Closing {
     /// Open.
     No,
+    /// Drained before its first request, which is on its way and is served: it becomes `WhenIdle` with it.
+    AfterNext,
     /// No new exchange; closes when the last one ends.
     WhenIdle,
     /// Closes once the output is written.
@@ -95,6 +97,8 @@ pub struct Conn {
     /// HTTP/1: the exchange that waits for this connection's output to shrink.
     blocked: RefCell<Option<Rc<Exchange>>>,
     pub(super) paused: Cell<bool>,
+    /// There was a request.
+    served: Cell<bool>,
     pub(super) closing: Cell<Closing>,
     dirty: Cell<bool>,
     waker: RefCell<Option<Waker>>,
@@ -119,6 +123,7 @@ impl Conn {
             out: RefCell::default(),
             blocked: RefCell::default(),
             paused: Cell::new(false),
+            served: Cell::new(false),
             closing: Cell::new(Closing::No),
             dirty: Cell::new(false),
             waker: RefCell::default(),
@@ -322,7 +327,16 @@ impl Conn {
     }
 
     /// Remembers what a response to this request must look like.
-    pub(super) fn note_request(&self, head: &Request, end: bool) {
+    pub(super) fn note_request(self: &Rc<Self>, head: &Request, end: bool) {
+        self.served.set(true);
+        if self.closing.get() == Closing::AfterNext {
+            self.closing.set(Closing::WhenIdle);
+            if let Codec::H2(h2) = &mut *self.codec.borrow_mut() {
+                ready_output(h2);
+                h2.go_away(Reason::NO_ERROR);
+            }
+            self.touch();
+        }
         if let Codec::Server1(s) = &mut *self.codec.borrow_mut() {
             s.method.clear();
             s.method.extend_from_slice(&head.method);
@@ -498,9 +512,8 @@ impl Conn {
                     _ => self.close(),
                 }
             }
-            Codec::H2(h2) => {
-                if self.closing.get() == Closing::WhenIdle && h2.streams() == 0 {
-                    self.closing.set(Closing::Flush);
+            Codec::H2(_) => {
+                if self.closing.get() == Closing::WhenIdle {
                     self.wake();
                 }
                 drop(codec);
@@ -543,22 +556,21 @@ impl Conn {
     }
 
     /// No new exchanges on this connection, and it closes after the last: HTTP/2 clients are told by GOAWAY, HTTP/1
-    /// clients by `connection: close`.
+    /// clients by `connection: close`. What is on its way is still served.
     pub fn drain(self: &Rc<Self>) {
         if self.closing.get() != Closing::No {
             return;
         }
-        let idle = match &mut *self.codec.borrow_mut() {
-            Codec::H2(h2) => {
-                ready_output(h2);
-                h2.go_away(Reason::NO_ERROR);
-                h2.streams() == 0
-            }
-            Codec::Server1(s) => self.load() == 0 && !s.receiving && s.decoder.is_idle(),
-            Codec::Client1(_) => self.load() == 0,
-        };
-        // An idle HTTP/2 client may have sent a request already; it sees by GOAWAY that it was not looked at.
-        self.closing.set(if idle { Closing::Flush } else { Closing::WhenIdle });
+        if self.router().is_some() && !self.served.get() {
+            // A client's connection is HTTP because the beginning of a request was seen on it.
+            self.closing.set(Closing::AfterNext);
+            return;
+        }
+        if let Codec::H2(h2) = &mut *self.codec.borrow_mut() {
+            ready_output(h2);
+            h2.go_away(Reason::NO_ERROR);
+        }
+        self.closing.set(if self.is_idle() { Closing::Flush } else { Closing::WhenIdle });
         self.touch();
         self.wake();
     }
@@ -574,7 +586,7 @@ impl Conn {
 
     /// The present response is the last one.
     pub(super) fn close_after_response(&self) {
-        if self.closing.get() == Closing::No {
+        if matches!(self.closing.get(), Closing::No | Closing::AfterNext) {
             self.closing.set(Closing::WhenIdle);
         }
     }
@@ -602,14 +614,28 @@ impl Conn {
         }
     }
 
-    /// True without exchanges.
+    /// True without exchanges, and without the beginning of one. An HTTP/2 client must also have seen that we go away:
+    /// until then its requests may be on their way.
     pub(super) fn is_idle(&self) -> bool {
         self.load() == 0
             && match &*self.codec.borrow() {
-                Codec::H2(h2) => h2.streams() == 0,
-                Codec::Server1(s) => !s.receiving,
+                Codec::H2(h2) => h2.is_closed(),
+                Codec::Server1(s) => !s.receiving && s.decoder.is_idle() && self.rest.borrow().is_empty(),
                 Codec::Client1(_) => true,
             }
+    }
+
+    /// True when so much output waits for the client that its next requests have to wait, too.
+    pub(super) fn is_backlogged(&self) -> bool {
+        match &*self.codec.borrow() {
+            Codec::H2(h2) => h2.is_backlogged(),
+            _ => self.h1_backlog() > HIGH,
+        }
+    }
+
+    /// HTTP/1: the client was told that nothing is read any more.
+    pub(super) fn said_close(&self) -> bool {
+        matches!(&*self.codec.borrow(), Codec::Server1(s) if !s.keep_alive)
     }
 
     /// Takes all exchanges away, when the connection is gone.

@@ -175,7 +175,8 @@ impl Exchange {
     /// The kind of connection that this request needs to an endpoint that takes HTTP/1 requests as HTTP/2, or not.
     pub fn want(&self, endpoint_h2: bool) -> Want {
         match &self.state.borrow().head {
-            Some(head) if headers::is_upgrade(head) => Want::Tunnel,
+            // A client's HTTP/2 connection carries other requests: it never becomes a tunnel.
+            Some(head) if headers::is_upgrade(head) && !self.front.is_h2() => Want::Tunnel,
             Some(head) if head.version == Version::H2 || endpoint_h2 => Want::H2,
             _ => Want::H1,
         }

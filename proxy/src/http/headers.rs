@@ -47,10 +47,16 @@ pub fn forget_upgrade(head: &mut Request) {
     head.headers.remove(ORIG_PROTO);
 }
 
-/// Restores an HTTP/1 request that travelled as HTTP/2; true when it was one.
+/// Takes away what says that a request was HTTP/1 originally. Only proxies say so, and this client is none.
+pub fn refuse_downgrade(head: &mut Request) {
+    head.headers.remove(ORIG_PROTO);
+}
+
+/// Restores an HTTP/1 request that travelled as HTTP/2; true when it was one. Requests that make a tunnel of their
+/// connection never travel so: this connection carries the requests of others as well.
 pub fn downgrade_request(head: &mut Request) -> bool {
     let Some(value) = head.headers.get(ORIG_PROTO) else { return false };
-    if head.version != Version::H2 {
+    if head.version != Version::H2 || head.method == b"CONNECT" {
         head.headers.remove(ORIG_PROTO);
         return false;
     }
@@ -119,6 +125,14 @@ mod tests {
         head.headers.push(ORIG_PROTO, b"HTTP/1.0");
         assert!(!downgrade_request(&mut head));
         assert!(head.headers.is_empty());
+    }
+
+    #[test]
+    fn a_tunnel_cannot_be_asked_for_on_a_shared_connection() {
+        let mut head = Request { version: Version::H2, method: b"CONNECT".to_vec(), ..Request::default() };
+        head.headers.push(ORIG_PROTO, b"HTTP/1.1");
+        assert!(!downgrade_request(&mut head));
+        assert!(head.headers.is_empty() && !is_upgrade(&head));
     }
 
     #[test]

@@ -28,6 +28,6 @@ pub use conn::Conn;
 pub use exchange::Exchange;
 pub use failure::{Failure, Kind};
 pub use filters::apply as apply_filters;
-pub use headers::downgrade_request;
+pub use headers::{downgrade_request, refuse_downgrade};
 pub use plan::{Lost, Plan, Router, Want};
 pub use server::serve;

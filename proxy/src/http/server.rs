@@ -94,6 +94,10 @@ fn poll(conn: &Rc<Conn>, cx: &mut Context<'_>) -> Poll<End> {
         if let Some(end) = ending(conn, written) {
             return Poll::Ready(end);
         }
+        // A client that does not read its responses is not asked for more requests.
+        if !written && conn.is_backlogged() {
+            return wait(conn, cx);
+        }
         if !conn.is_h2() {
             take_rest(conn);
             if conn.paused.get() || is_tunnel(conn) || !conn.rest.borrow().is_empty() && is_busy(conn) {
@@ -214,15 +218,11 @@ fn decode(conn: &Rc<Conn>, octets: &[u8]) {
         let exchange = || conn.stream(1);
         match event {
             Event1::Head(head) => {
-                let (end, draining) = match &mut *conn.codec.borrow_mut() {
-                    Codec::Server1(s) => (
-                        matches!(s.decoder.framing(), Framing::None | Framing::Length(0)),
-                        conn.closing.get() != Closing::No && conn.load() == 0,
-                    ),
+                let end = match &*conn.codec.borrow() {
+                    Codec::Server1(s) => matches!(s.decoder.framing(), Framing::None | Framing::Length(0)),
                     _ => return,
                 };
-                if draining {
-                    // `connection: close` was said already.
+                if conn.said_close() {
                     return;
                 }
                 if end {
