@@ -6,7 +6,8 @@ use std::str::FromStr;
 /// Arguments of `weft up`.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Up {
-    /// Manifest file, or directory of manifests, to apply; may be repeated
+    /// Manifest file, or directory of manifests, to apply; a directory is followed: edit a file and it happens; may be
+    /// repeated
     #[arg(short = 'f', long = "filename", value_name = "FILE|DIR")]
     pub files: Vec<PathBuf>,
     /// Return when everything is ready, and leave the cluster running until `weft down`

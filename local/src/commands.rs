@@ -62,6 +62,12 @@ pub async fn up_with(args: args::Up, options: Options) -> Result<ExitCode, Error
             log_level: std::env::var("WEFT_LOG").unwrap_or_else(|_| "info".into()),
         },
         publish: args.publish.clone(),
+        follow: args
+            .files
+            .iter()
+            .filter(|f| f.is_dir())
+            .map(|dir| std::path::absolute(dir).context(format!("cannot find {}", dir.display())))
+            .collect::<Result<_, _>>()?,
     };
     let timeout = Duration::from_secs(args.timeout);
     if args.detach {

@@ -61,6 +61,8 @@ pub(crate) struct Spec {
     pub scratch: PathBuf,
     /// Mount points of the host that are not part of its root file system.
     pub host_mounts: Vec<PathBuf>,
+    /// The cluster's run directory, of which containers see nothing: it leads to the cluster's API.
+    pub hidden: PathBuf,
     /// The directory of the weft programs, on the host.
     pub programs: PathBuf,
     /// Content of /etc/resolv.conf.
@@ -180,6 +182,11 @@ fn make_files(spec: &Spec) -> Result<(), Failure> {
                 let _ = umount2(&target, MntFlags::MNT_DETACH);
             }
         }
+    }
+    let hidden = root.join(spec.hidden.strip_prefix("/").unwrap_or(&spec.hidden));
+    if !spec.hidden.as_os_str().is_empty() && hidden.is_dir() {
+        system::mount_tmpfs(&hidden, "mode=0000,size=4k", MsFlags::MS_RDONLY)
+            .step(|| format!("cannot hide {}", spec.hidden.display()))?;
     }
     make_proc_and_sys(spec, &root)?;
     make_dev(&root.join("dev"))?;

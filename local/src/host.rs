@@ -4,6 +4,7 @@
 use crate::args::Publish;
 use crate::client::Client;
 use crate::error::Context;
+use crate::follow::Follower;
 use crate::node::{Config, Hello};
 use crate::proto::{self, frame};
 use crate::rundir::{Lock, RunDir};
@@ -12,6 +13,7 @@ use crate::{Error, dns_forward};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -23,6 +25,8 @@ use tokio::sync::{oneshot, watch};
 pub(crate) struct Plan {
     pub(crate) node: Config,
     pub(crate) publish: Vec<Publish>,
+    /// Directories of manifests to follow.
+    pub(crate) follow: Vec<PathBuf>,
 }
 
 /// A cluster that this process holds. It ends with this process.
@@ -36,7 +40,7 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Takes the run directory, starts the node, and serves what is published.
+    /// Takes the run directory, starts the node, serves what is published, and follows directories.
     ///
     /// # Errors
     /// When a cluster already runs there, a port is taken, or the node cannot start.
@@ -50,6 +54,7 @@ impl Host {
                 publish.clone(),
             ));
         }
+        let follower = if plan.follow.is_empty() { None } else { Some(Follower::new(&plan.follow)?) };
         let lock = run.lock()?;
         let (lifeline, ended) = match start_node(&run, &plan.node).await {
             Ok(started) => started,
@@ -68,6 +73,9 @@ impl Host {
             tasks.spawn(serve_published(listener, publish, client.clone()));
         }
         tasks.spawn(resolve(client.clone()));
+        if let Some(follower) = follower {
+            tasks.spawn(follower.run(client.clone(), |what| eprintln!("{what}")));
+        }
         Ok(Host { run, lock, ended, lifeline: Some(lifeline), client, _tasks: tasks })
     }
 
@@ -243,6 +251,8 @@ pub(crate) fn main() -> ExitCode {
             let null = File::options().read(true).write(true).open("/dev/null").context("/dev/null")?;
             nix::unistd::dup2_stdout(&null).context("standard output")?;
             nix::unistd::dup2_stdin(&null).context("standard input")?;
+            let log = RunDir::at(&plan.node.run_dir)?.logs().join("up.log");
+            nix::unistd::dup2_stderr(File::create(log).context("cannot make a log")?).context("standard error")?;
             tokio::select! {
                 () = host.ended() => {}
                 () = wait_for_signal() => {}

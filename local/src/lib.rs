@@ -19,6 +19,7 @@ mod commands;
 mod container;
 mod dns_forward;
 mod error;
+mod follow;
 mod host;
 mod manifests;
 mod node;

@@ -4,6 +4,7 @@ use super::Node;
 use super::apply;
 use super::services;
 use super::shared::Exec;
+use super::spec::Programs;
 use crate::Error;
 use crate::pod::Event;
 use crate::proto::{self, Answer, Request, frame};
@@ -63,7 +64,8 @@ async fn converse(
     };
     match request {
         Request::Apply { documents, namespace } => {
-            let outcome = apply::apply(&mut node.store.borrow_mut(), documents, &namespace);
+            let outcome =
+                apply::apply(&mut node.store.borrow_mut(), documents, &namespace, &Programs::new(&node.config));
             reply(&mut stream, outcome).await
         }
         Request::Delete { documents, namespace, ignore_not_found } => {

@@ -2,6 +2,7 @@
 //! is wrong does anything change.
 
 use super::services;
+use super::spec::Programs;
 use super::store::{Store, now};
 use crate::Error;
 use crate::proto::{Document, Outcome};
@@ -30,7 +31,12 @@ pub(crate) fn shown(key: &Key) -> String {
 ///
 /// # Errors
 /// Names file, document and field of the first thing that is wrong.
-pub(crate) fn apply(store: &mut Store, documents: Vec<Document>, namespace: &str) -> Result<Vec<Outcome>, Error> {
+pub(crate) fn apply(
+    store: &mut Store,
+    documents: Vec<Document>,
+    namespace: &str,
+    programs: &Programs,
+) -> Result<Vec<Outcome>, Error> {
     let mut entries = parse(documents, namespace)?;
     let mut seen = BTreeSet::new();
     let namespaces: BTreeSet<String> = entries
@@ -53,7 +59,7 @@ pub(crate) fn apply(store: &mut Store, documents: Vec<Document>, namespace: &str
             return Err(refuse("metadata.name", message));
         }
         complete(&mut entry.object);
-        check(&entry.object).map_err(|(field, message)| refuse(&field, message))?;
+        check(&entry.object, programs).map_err(|(field, message)| refuse(&field, message))?;
         if let Some(old) = store.get(&entry.key) {
             check_change(old, &entry.object).map_err(|(field, message)| refuse(&field, message))?;
         }
@@ -213,29 +219,29 @@ fn complete_pod(spec: &mut PodSpec) {
 type Fault = (String, String);
 
 /// What a cluster on one machine cannot do is refused by name, before anything happens.
-fn check(object: &Object) -> Result<(), Fault> {
+fn check(object: &Object, programs: &Programs) -> Result<(), Fault> {
     let fault = |field: &str, message: &str| Err((field.to_owned(), message.to_owned()));
     match object {
         Object::StatefulSet(_) | Object::DaemonSet(_) | Object::Job(_) | Object::CronJob(_) => {
             fault("kind", &format!("a {} cannot run on one machine yet", object.kind()))
         }
-        Object::Pod(pod) => pod.spec.as_ref().map_or(Ok(()), |spec| check_pod(spec, "spec")),
+        Object::Pod(pod) => pod.spec.as_ref().map_or(Ok(()), |spec| check_pod(spec, "spec", programs)),
         Object::Service(service) => check_service(service),
         Object::Deployment(deployment) => {
             if deployment.spec.paused == Some(true) {
                 return fault("spec.paused", "a paused deployment cannot run on one machine");
             }
-            deployment.spec.template.spec.as_ref().map_or(Ok(()), |s| check_pod(s, "spec.template.spec"))
+            deployment.spec.template.spec.as_ref().map_or(Ok(()), |s| check_pod(s, "spec.template.spec", programs))
         }
         Object::ReplicaSet(set) => {
             let spec = set.spec.template.as_ref().and_then(|t| t.spec.as_ref());
-            spec.map_or(Ok(()), |s| check_pod(s, "spec.template.spec"))
+            spec.map_or(Ok(()), |s| check_pod(s, "spec.template.spec", programs))
         }
         _ => Ok(()),
     }
 }
 
-fn check_pod(spec: &PodSpec, path: &str) -> Result<(), Fault> {
+fn check_pod(spec: &PodSpec, path: &str, programs: &Programs) -> Result<(), Fault> {
     for (field, used) in [("hostNetwork", spec.host_network), ("hostPID", spec.host_pid), ("hostIPC", spec.host_ipc)] {
         if used == Some(true) {
             let message = "a pod cannot share the machine's own namespaces on one machine".to_owned();
@@ -258,16 +264,19 @@ fn check_pod(spec: &PodSpec, path: &str) -> Result<(), Fault> {
     let lists = [("initContainers", spec.init_containers.as_deref()), ("containers", Some(spec.containers.as_slice()))];
     for (list, containers) in lists {
         for (index, container) in containers.into_iter().flatten().enumerate() {
-            check_container(container, spec).map_err(|(f, m)| (format!("{path}.{list}[{index}].{f}"), m))?;
+            check_container(container, spec, programs).map_err(|(f, m)| (format!("{path}.{list}[{index}].{f}"), m))?;
         }
     }
     Ok(())
 }
 
-fn check_container(container: &Container, spec: &PodSpec) -> Result<(), Fault> {
+fn check_container(container: &Container, spec: &PodSpec, programs: &Programs) -> Result<(), Fault> {
     if container.command.as_ref().is_none_or(Vec::is_empty) {
         let message = "is required: no image is pulled on one machine, `command` names a program of this machine";
         return Err(("command".into(), message.into()));
+    }
+    if let Some(message) = programs.missing(container) {
+        return Err(("command[0]".into(), message));
     }
     if container.tty == Some(true) || container.stdin == Some(true) {
         return Err(("stdin".into(), "containers have no standard input on one machine".into()));
@@ -411,18 +420,28 @@ mod tests {
                          "spec": {"containers": [{"name": "web", "image": "x", "command": command}]}}}})
     }
 
+    fn programs() -> Programs {
+        Programs::new(&crate::node::Config {
+            run_dir: "/".into(),
+            programs: "/".into(),
+            path: String::new(),
+            control_plane: false,
+            log_level: String::new(),
+        })
+    }
+
     fn store() -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().unwrap();
         let mut store = Store::new(dir.path().to_owned());
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}});
-        apply(&mut store, documents(&[namespace]), "default").unwrap();
+        apply(&mut store, documents(&[namespace]), "default", &programs()).unwrap();
         (dir, store)
     }
 
     #[test]
     fn verbs_are_kubectls() {
         let (_dir, mut store) = store();
-        let mut verbs = |value: Value| apply(&mut store, documents(&[value]), "default").unwrap();
+        let mut verbs = |value: Value| apply(&mut store, documents(&[value]), "default", &programs()).unwrap();
         let first = verbs(deployment(json!(["sleep"])));
         assert_eq!((first[0].object.as_str(), first[0].verb.as_str()), ("deployment.apps/web", "created"));
         assert_eq!(verbs(deployment(json!(["sleep"])))[0].verb, "unchanged");
@@ -435,6 +454,8 @@ mod tests {
         let good = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}});
         for (bad, field) in [
             (deployment(json!([])), "spec.template.spec.containers[0].command"),
+            (deployment(json!(["no-such-program"])), "spec.template.spec.containers[0].command[0]"),
+            (deployment(json!(["/no/such/program"])), "spec.template.spec.containers[0].command[0]"),
             (
                 json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "d", "namespace": "none"}}),
                 "metadata.namespace",
@@ -446,7 +467,8 @@ mod tests {
             ),
             (good.clone(), "metadata.name"),
         ] {
-            let error = apply(&mut store, documents(&[good.clone(), bad]), "default").unwrap_err().to_string();
+            let error =
+                apply(&mut store, documents(&[good.clone(), bad]), "default", &programs()).unwrap_err().to_string();
             assert!(error.starts_with("f.yaml: document 2"), "{error}");
             assert!(error.contains(field), "{error}");
             assert!(store.get(&Key::new(Kind::ConfigMap, "default", "c")).is_none());
@@ -457,13 +479,13 @@ mod tests {
     fn services_get_an_address_and_keep_it() {
         let (_dir, mut store) = store();
         let service = |port: i32| json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": {"ports": [{"port": port}]}});
-        apply(&mut store, documents(&[service(80)]), "default").unwrap();
+        apply(&mut store, documents(&[service(80)]), "default", &programs()).unwrap();
         let ip = services::cluster_ip(store.service("default", "s").unwrap()).unwrap();
-        apply(&mut store, documents(&[service(81)]), "default").unwrap();
+        apply(&mut store, documents(&[service(81)]), "default", &programs()).unwrap();
         assert_eq!(services::cluster_ip(store.service("default", "s").unwrap()), Some(ip));
         let thief = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "t"},
             "spec": {"clusterIP": ip.to_string(), "ports": [{"port": 80}]}});
-        let error = apply(&mut store, documents(&[thief]), "default").unwrap_err().to_string();
+        let error = apply(&mut store, documents(&[thief]), "default", &programs()).unwrap_err().to_string();
         assert!(error.contains("is the address of service default/s"), "{error}");
     }
 
@@ -471,7 +493,7 @@ mod tests {
     fn deleting_what_is_not_there_deletes_nothing() {
         let (_dir, mut store) = store();
         let map = |name: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}});
-        apply(&mut store, documents(&[map("a")]), "default").unwrap();
+        apply(&mut store, documents(&[map("a")]), "default", &programs()).unwrap();
         assert!(delete(&mut store, documents(&[map("a"), map("b")]), "default", false).is_err());
         assert!(store.get(&Key::new(Kind::ConfigMap, "default", "a")).is_some());
         let (outcomes, _) = delete(&mut store, documents(&[map("a"), map("b")]), "default", true).unwrap();

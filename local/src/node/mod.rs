@@ -93,6 +93,8 @@ pub(crate) struct Node {
     trust_anchors: Option<String>,
     /// Mount points of the host besides its root file system.
     host_mounts: Vec<PathBuf>,
+    /// The cluster's run directory.
+    run_dir: PathBuf,
     /// Why pods that there should be cannot be made.
     refused: RefCell<Vec<String>>,
     shutting_down: Cell<bool>,
@@ -274,7 +276,7 @@ impl Node {
             index: index + 1,
             value,
         });
-        apply::apply(&mut store, documents.collect(), "default")?;
+        apply::apply(&mut store, documents.collect(), "default", &spec::Programs::new(&config))?;
         Ok(Rc::new(Node {
             config,
             store: RefCell::new(store),
@@ -285,6 +287,7 @@ impl Node {
             signer,
             trust_anchors,
             host_mounts,
+            run_dir: run.path().to_owned(),
             refused: RefCell::default(),
             shutting_down: Cell::new(false),
         }))

@@ -11,7 +11,7 @@ use std::fmt::Write;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use weft_core::names::{CLUSTER_DOMAIN, LOCAL_DNS_IP};
 
 /// What a container may do unless its security context says otherwise: what container runtimes give by default.
@@ -44,6 +44,39 @@ fn path(host_path: &str) -> String {
         }
     }
     dirs.join(":")
+}
+
+/// Where the commands of containers are looked up, as the node sees it.
+pub(crate) struct Programs {
+    beside: PathBuf,
+    path: String,
+}
+
+impl Programs {
+    /// Of a cluster.
+    pub(crate) fn new(config: &super::Config) -> Self {
+        Self { beside: config.programs.clone(), path: path(&config.path) }
+    }
+
+    /// Why a container's command cannot exist, when that is certain before anything runs. A command that a variable or
+    /// a volume decides about is only known when the container starts.
+    pub(crate) fn missing(&self, container: &Container) -> Option<String> {
+        let name = container.command.as_ref()?.first()?;
+        let own_path = container.env_from.is_some() || container.env.iter().flatten().any(|e| e.name == "PATH");
+        if name.is_empty() || name.contains("$(") || (own_path && !name.contains('/')) {
+            return None;
+        }
+        if name.contains('/') {
+            // These look different inside a container, and a relative path depends on its working directory.
+            let own = ["/dev", "/proc", "/run", "/sys"].into_iter();
+            let mut own = own.chain(container.volume_mounts.iter().flatten().map(|mount| mount.mount_path.as_str()));
+            let unknown = !name.starts_with('/') || own.any(|dir| Path::new(name).starts_with(dir));
+            return (!unknown && !Path::new(name).exists()).then(|| format!("{name} does not exist"));
+        }
+        let dirs = self.path.split(':').filter(|dir| *dir != BIN_DIR).map(Path::new);
+        let found = std::iter::once(self.beside.as_path()).chain(dirs).any(|dir| dir.join(name).exists());
+        (!found).then(|| format!("{name} exists neither in {} nor on PATH", self.beside.display()))
+    }
 }
 
 /// The host name of a pod.
@@ -115,6 +148,7 @@ pub(crate) fn build(
         capabilities,
         read_only_root: security.and_then(|s| s.read_only_root_filesystem) == Some(true),
         host_mounts: node.host_mounts.clone(),
+        hidden: node.run_dir.clone(),
         programs: node.config.programs.clone(),
         resolv_conf: resolv_conf(pod),
         hosts: hosts(pod, &hostname, ip),

@@ -1,5 +1,7 @@
 //! All objects of the cluster, in memory and, one JSON file each, in the run directory's `objects/`, where the control
-//! plane reads them. Every change makes a new version, which the reconciler, the pods and waiting clients follow.
+//! plane reads them. Secrets are kept in memory only: the control plane needs none but its issuer, which reaches the one
+//! pod that may have it as a volume. Every change makes a new version, which the reconciler, the pods and waiting clients
+//! follow.
 
 use crate::system;
 use serde_json::Value;
@@ -216,7 +218,9 @@ impl Store {
         let object = self.objects.remove(key)?;
         self.applied.remove(key);
         let path = self.dir.join(key.state_path());
-        if let Err(e) = fs::remove_file(&path) {
+        if key.kind != Kind::Secret
+            && let Err(e) = fs::remove_file(&path)
+        {
             tracing::warn!(path = %path.display(), error = %e, "object file not removed");
         }
         self.touch();
@@ -225,14 +229,16 @@ impl Store {
     }
 
     fn write(&self, key: &Key, object: &Object) {
+        if key.kind == Kind::Secret {
+            return;
+        }
         let path = self.dir.join(key.state_path());
-        let secret = key.kind == Kind::Secret;
         let write = || {
             if let Some(parent) = path.parent() {
                 fs::create_dir_all(parent)?;
             }
             let text = serde_json::to_vec(&object.to_value())?;
-            system::write_atomically(&path, &text, if secret { 0o600 } else { 0o644 })
+            system::write_atomically(&path, &text, 0o644)
         };
         if let Err(e) = write() {
             tracing::error!(path = %path.display(), error = %e, "object file not written");
@@ -266,6 +272,18 @@ mod tests {
         assert!(value["metadata"]["uid"].as_str().unwrap().len() == 36);
         store.remove(&Key::new(Kind::ConfigMap, "a", "x"));
         assert!(!dir.path().join("configmaps/a/x.json").exists());
+    }
+
+    #[test]
+    fn secrets_are_never_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::new(dir.path().to_owned());
+        let value = serde_json::json!({"metadata": {"name": "s", "namespace": "a"}, "data": {"k": "eA=="}});
+        store.put(Object::from_value(Kind::Secret, value).unwrap());
+        assert!(store.secret("a", "s").is_some());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        store.remove(&Key::new(Kind::Secret, "a", "s"));
+        assert!(store.secret("a", "s").is_none());
     }
 
     #[test]

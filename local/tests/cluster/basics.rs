@@ -307,6 +307,14 @@ fn manifests_that_are_wrong_change_nothing() {
         ),
         (pod("{name: c, image: x}"), vec!["document 2", "spec.containers[0].command"]),
         (
+            pod("{name: c, image: x, command: [no-such-program]}"),
+            vec!["document 2", "spec.containers[0].command[0]", "no-such-program exists neither in"],
+        ),
+        (
+            pod("{name: c, image: x, command: [/no/such/program]}"),
+            vec!["document 2", "spec.containers[0].command[0]", "/no/such/program does not exist"],
+        ),
+        (
             pod("{name: c, image: x, command: ['true'], volumeMounts: [{name: v, mountPath: /v}]}"),
             vec!["volumeMounts[0].name"],
         ),
@@ -326,12 +334,12 @@ fn manifests_that_are_wrong_change_nothing() {
         assert_eq!(outcome.stderr.trim_end().lines().count(), 1, "{}", outcome.stderr);
         assert!(cluster.object("configmaps", "good").is_none());
     }
-    // A command that does not exist is known when it is started.
-    let manifest = pod("{name: c, image: x, command: [no-such-program]}");
+    // A command that cannot be run is known when it is started.
+    let manifest = pod("{name: c, image: x, command: [/etc/hostname]}");
     assert_eq!(cluster.apply(&manifest), "pod/p created\n");
     let broken = cluster.wait_for_pod("p", "says why", |p| state(p) == "CreateContainerError");
     let message = broken["status"]["containerStatuses"][0]["state"]["waiting"]["message"].as_str().unwrap();
-    assert!(message.contains("command no-such-program exists neither in"), "{message}");
+    assert!(message.contains("command /etc/hostname may not be executed"), "{message}");
     assert!(cluster.weft(&["ps"]).ok().contains("CreateContainerError"));
     // It is tried again, less and less often; what already ran goes on.
     cluster.wait_for_pod("p", "is tried again", |p| {

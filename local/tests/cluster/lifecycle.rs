@@ -5,6 +5,7 @@ use super::support::{Cluster, Outcome, wait};
 use std::io::{Read, Write};
 
 pub const TESTS: &[(&str, fn())] = &[
+    ("a_directory_is_followed", a_directory_is_followed),
     ("up_says_what_is_not_ready", up_says_what_is_not_ready),
     ("clusters_do_not_know_of_each_other", clusters_do_not_know_of_each_other),
     ("published_ports_lead_inside", published_ports_lead_inside),
@@ -118,4 +119,31 @@ fn namespaces_and_owners_take_what_is_theirs_with_them() {
     wait("the pod of the new namespace runs", || {
         cluster.weft(&["exec", "-n", "other", "client", "--", "true"]).code == 0
     });
+}
+
+fn a_directory_is_followed() {
+    let cluster = Cluster::prepared();
+    let dir = cluster.run_dir().with_file_name("manifests");
+    std::fs::create_dir(&dir).unwrap();
+    let map = |name: &str, value: &str| {
+        format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {{key: {value}}}\n")
+    };
+    std::fs::write(dir.join("client.yaml"), CLIENT).unwrap();
+    std::fs::write(dir.join("map.yaml"), map("first", "one")).unwrap();
+    cluster.weft(&["up", "--detach", "-f", &dir.to_string_lossy()]).ok();
+    let value = |name: &str| cluster.object("configmaps", name).map(|o| o["data"]["key"].clone());
+    assert_eq!(value("first").unwrap(), "one");
+    std::fs::write(dir.join("map.yaml"), map("first", "two")).unwrap();
+    wait("an edit happens", || value("first").is_some_and(|v| v == "two"));
+    // What is wrong changes nothing and is said; what follows counts again.
+    std::fs::write(dir.join("wrong.yaml"), "kind: Nonsense\n").unwrap();
+    std::fs::write(dir.join("map.yaml"), map("first", "three")).unwrap();
+    let log = cluster.run_dir().join("logs/up.log");
+    wait("the mistake is named", || std::fs::read_to_string(&log).unwrap_or_default().contains("wrong.yaml"));
+    assert_eq!(value("first").unwrap(), "two");
+    std::fs::remove_file(dir.join("wrong.yaml")).unwrap();
+    wait("without the mistake the edit happens", || value("first").is_some_and(|v| v == "three"));
+    std::fs::write(dir.join("map.yaml"), map("second", "one")).unwrap();
+    wait("what no file names goes", || value("second").is_some() && value("first").is_none());
+    assert_eq!(cluster.sh("client", "true").code, 0);
 }
