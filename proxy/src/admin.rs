@@ -29,6 +29,8 @@ use crate::{
 };
 
 const MAX_CONNECTIONS: usize = 64;
+/// There are few places for connections, and probes need one: nobody keeps one for long.
+const CONNECTION_LIFE: Duration = Duration::from_secs(60);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_BODY: usize = 4096;
 const TLS_HANDSHAKE_RECORD: u8 = 0x16;
@@ -119,7 +121,16 @@ async fn http(
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE_TIMEOUT).max_buf_size(16 * 1024);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(16).initial_stream_window_size(65_535);
-    builder.serve_connection(TokioIo::new(stream), service).await.map_err(std::io::Error::other)
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = match timeout(CONNECTION_LIFE, connection.as_mut()).await {
+        Ok(ended) => ended,
+        Err(_) => {
+            connection.as_mut().graceful_shutdown();
+            timeout(HANDSHAKE_TIMEOUT, connection).await?
+        }
+    };
+    ended.map_err(std::io::Error::other)
 }
 
 impl Admin {

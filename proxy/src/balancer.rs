@@ -200,6 +200,9 @@ impl Balancer {
     /// A request has waited too long: why.
     pub fn give_up(&self, exchange: &Rc<Exchange>) -> String {
         self.forget(exchange);
+        if self.has_ready() {
+            return format!("{}: all connections are taken", self.name);
+        }
         self.failing.set(true);
         self.reason()
     }

@@ -108,6 +108,9 @@ pub async fn connect(
         let mut octets = Vec::new();
         header.encode(&mut octets);
         io.write(&mut octets);
+        if io.is_broken() {
+            return Err(tls(io::Error::new(io::ErrorKind::BrokenPipe, "the peer closed after the handshake")));
+        }
     } else if endpoint.transport_port.is_some() {
         // Without the header the peer would not know the application's port.
         return Err(tls(io::Error::new(io::ErrorKind::Unsupported, "the peer did not negotiate the transport header")));

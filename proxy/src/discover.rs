@@ -457,8 +457,10 @@ async fn keep_outbound(inner: Arc<Inner>, dst: SocketAddr, entry: Entry) {
                     }
                     Err(status) => {
                         tracing::debug!(%dst, code = ?status.code(), message = status.message(), "no profile");
-                        update(&mut |s| s.profile_done = true);
+                        // A failure is no answer: the address may be of a meshed pod, which must not get plaintext
+                        // because of it. How long an answer is waited for is limited below.
                         if status.code() == Code::NotFound || is_refusal(status) {
+                            update(&mut |s| s.profile_done = true);
                             return Next::Rest;
                         }
                     }

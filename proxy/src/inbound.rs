@@ -15,7 +15,9 @@ use crate::{
     balancer::{Balancer, TcpUpstream},
     detect::{self, Hello, Protocol, Seen},
     dial,
-    http::{Conn, Failure, Kind, Plan, Router, apply_filters, downgrade_request, refuse_downgrade, serve as serve_http},
+    http::{
+        Conn, Failure, Kind, Plan, Router, apply_filters, downgrade_request, refuse_downgrade, serve as serve_http,
+    },
     identity::peer_identity,
     io::Io,
     metrics::{Counter, Direction, NoTls, RequestMetrics, TcpMetrics, Tls},
@@ -29,6 +31,8 @@ use crate::{
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Label sets that a target remembers; beyond, it starts anew.
 const KNOWN_CLIENTS: usize = 1024;
+/// Server names of foreign TLS that a target tells apart in metrics.
+const KNOWN_SERVER_NAMES: usize = 64;
 
 /// Identifies a target: the application's address.
 pub type Key = SocketAddr;
@@ -40,6 +44,7 @@ pub struct Target {
     policy: RefCell<(watch::Receiver<Arc<InboundPolicy>>, Arc<InboundPolicy>)>,
     app: Rc<Balancer>,
     accepted: RefCell<Vec<(Secured, TcpMetrics)>>,
+    server_names: RefCell<Vec<Arc<str>>>,
     counted: RefCell<Vec<Rc<Counted>>>,
 }
 
@@ -107,7 +112,10 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     let result = if !ips.is_empty() && !ips.contains(&original.ip()) {
         Err(refused("unknown address", format!("{} is not an address of this pod", original.ip())))
     } else {
-        carry(&worker, &io, original).await
+        let result = carry(&worker, &io, original).await;
+        // A port is forgotten again also when the connection came to nothing, as those of a port scan do.
+        worker.after(worker.ctx.config.inbound.discovery_idle, Due::EvictInbound(original));
+        result
     };
     if let Err(error) = result {
         tracing::info!(%client, %original, "inbound connection refused: {}", error.message);
@@ -128,6 +136,7 @@ fn target(worker: &Rc<Worker>, addr: SocketAddr) -> Rc<Target> {
         policy: RefCell::new((watch, policy)),
         app: Balancer::fixed(worker, Direction::Inbound, Arc::new(Endpoint::plain(addr))),
         accepted: RefCell::default(),
+        server_names: RefCell::default(),
         counted: RefCell::default(),
     });
     worker.inbound.borrow_mut().insert(addr, target.clone());
@@ -171,13 +180,16 @@ async fn carry(worker: &Rc<Worker>, io: &Rc<Io>, original: SocketAddr) -> Result
                     let id = io.with_tls(|t| t.peer_certificates().and_then(<[_]>::first).and_then(peer_identity));
                     (Secured::Mesh(id.flatten().map(Arc::from)), None)
                 }
-                (sni, _) => (Secured::Passthrough(sni.unwrap_or_default().into()), None),
+                (sni, _) => {
+                    let name = plain.as_ref().zip(sni).map(|(target, sni)| target.server_name(&sni));
+                    (Secured::Passthrough(name.unwrap_or_default()), None)
+                }
             }
         }
         Seen::Client(Hello::Plain, server) | Seen::Silence(server) => (Secured::Plain, server),
         Seen::Server(server) => {
             let Some(target) = plain else { return Ok(()) };
-            return target.finish(|t| t.relay(io, Secured::Plain, Some(server))).await;
+            return target.relay(io, Secured::Plain, Some(server)).await;
         }
     };
 
@@ -190,7 +202,7 @@ async fn carry(worker: &Rc<Worker>, io: &Rc<Io>, original: SocketAddr) -> Result
     } else {
         None
     };
-    let (target, session) = match (header, plain) {
+    let target = match (header, plain) {
         (Some(_), _) if secured.identity().is_none() => {
             return Err(refused("no identity", "a transport header needs a client with an identity"));
         }
@@ -202,9 +214,12 @@ async fn carry(worker: &Rc<Worker>, io: &Rc<Io>, original: SocketAddr) -> Result
             if dial::is_own_port(addr, side) {
                 return Err(refused("loop", "the transport header leads to this proxy itself: a loop"));
             }
-            (target(worker, addr), Some(header.session_protocol))
+            let target = target(worker, addr);
+            let result = Box::pin(target.carry(io, secured, Some(header.session_protocol), server)).await;
+            worker.after(side.discovery_idle, Due::EvictInbound(addr));
+            return result;
         }
-        (None, Some(target)) => (target, None),
+        (None, Some(target)) => target,
         (None, None) if secured.identity().is_none() => {
             return Err(refused("no identity", "connections to the proxy's own port need mutual TLS"));
         }
@@ -212,19 +227,23 @@ async fn carry(worker: &Rc<Worker>, io: &Rc<Io>, original: SocketAddr) -> Result
             return Err(refused("transport header", "connections to the proxy's own port need a transport header"));
         }
     };
-    target.finish(|t| t.carry(io, secured, session, server)).await
+    Box::pin(target.carry(io, secured, None, server)).await
 }
 
 impl Target {
-    /// Runs a connection's work, then has the target looked at for eviction.
-    async fn finish<F: Future<Output = Result<(), Refused>>>(
-        self: Rc<Self>,
-        work: impl FnOnce(Rc<Self>) -> F,
-    ) -> Result<(), Refused> {
-        let (worker, addr) = (self.worker.clone(), self.addr);
-        let result = Box::pin(work(self)).await;
-        worker.after(worker.ctx.config.inbound.discovery_idle, Due::EvictInbound(addr));
-        result
+    /// A server name as metrics know it. Clients choose these names, and each makes new series: after some, the others
+    /// have none.
+    fn server_name(&self, sni: &str) -> Arc<str> {
+        let mut known = self.server_names.borrow_mut();
+        if let Some(name) = known.iter().find(|n| &***n == sni) {
+            return name.clone();
+        }
+        if known.len() >= KNOWN_SERVER_NAMES {
+            return Arc::default();
+        }
+        let name: Arc<str> = sni.into();
+        known.push(name.clone());
+        name
     }
 
     /// The present policy.
@@ -339,7 +358,9 @@ impl Target {
     async fn relay(self: Rc<Self>, io: &Io, secured: Secured, server: Option<TcpUpstream>) -> Result<(), Refused> {
         let metrics = &self.worker.ctx.metrics;
         let (ip, identity) = (io.peer().ip(), secured.identity());
-        let policy = self.policy();
+        // What changes from here on, while the application is connected to as well, is seen below.
+        let mut watch = self.policy.borrow().0.clone();
+        let policy = watch.borrow_and_update().clone();
         match policy.authorize(ip, identity, secured.is_mesh()) {
             Ok(labels) => metrics.tcp_allow(self.addr, &secured.label(), &policy.meta, &labels.meta).incr(),
             Err(denied) => {
@@ -357,7 +378,6 @@ impl Target {
                 .map_err(|error| refused(error.label, error.message))?,
         };
         let Some(back) = server.io() else { return Ok(()) };
-        let mut watch = self.policy.borrow().0.clone();
         let relay = tcp::relay(io, back);
         tokio::pin!(relay);
         loop {
@@ -431,6 +451,10 @@ impl Router for Http {
 
     fn emits_reasons(&self) -> bool {
         // Only a meshed peer may know.
+        self.secured.identity().is_some()
+    }
+
+    fn carries_others(&self) -> bool {
         self.secured.identity().is_some()
     }
 

@@ -213,6 +213,9 @@ impl Io {
             inner.count_read(n);
             return Poll::Ready(Ok(n));
         }
+        if inner.tls.as_ref().is_some_and(|tls| tls.received_close()) {
+            return Poll::Ready(Ok(0));
+        }
         let before = input.octets().len();
         loop {
             let end = ready!(inner.poll_unseal(cx, input, true))?;

@@ -46,7 +46,7 @@ impl<T> Timers<T> {
 
     /// Sets a deadline.
     pub fn after(&self, delay: Duration, value: T) -> Key {
-        let due = (Instant::now() + delay).duration_since(self.start);
+        let due = self.start.elapsed().saturating_add(delay);
         let tick = u64::try_from(due.as_millis() / TICK.as_millis() + 1).unwrap_or(u64::MAX);
         let number = self.number.get();
         self.number.set(number + 1);
@@ -58,6 +58,14 @@ impl<T> Timers<T> {
             waker.wake_by_ref();
         }
         key
+    }
+
+    /// When a tick begins. What is too far away to be told is looked at again in a year.
+    fn at(&self, tick: u64) -> Instant {
+        const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+        let after = Duration::from_millis(tick.saturating_mul(5));
+        let far = Instant::now() + YEAR;
+        self.start.checked_add(after).unwrap_or(far).min(far)
     }
 
     /// Takes a deadline away, if it was not due yet.
@@ -87,7 +95,7 @@ impl<T> Timers<T> {
                     return Poll::Pending;
                 };
                 self.armed.set(next.tick);
-                let at = self.start + TICK.saturating_mul(u32::try_from(next.tick).unwrap_or(u32::MAX));
+                let at = self.at(next.tick);
                 let sleep = sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
                 if sleep.deadline() != at {
                     sleep.as_mut().reset(at);
@@ -123,6 +131,15 @@ mod tests {
         assert_eq!(timers.cancel(cancelled), None);
         assert_eq!(timers.due().await, ["early"]);
         assert_eq!(timers.due().await, ["late"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_long_life_and_long_deadlines_do_no_harm() {
+        let timers = Timers::new();
+        timers.after(Duration::MAX, "never");
+        tokio::time::advance(Duration::from_secs(300 * 24 * 60 * 60)).await;
+        timers.after(Duration::from_secs(1), "soon");
+        assert_eq!(timers.due().await, ["soon"]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -127,9 +127,10 @@ impl Upstream {
     }
 
     fn back_off(self: &Rc<Self>) {
-        let failures = self.failures.get().saturating_add(1);
-        self.failures.set(failures);
+        // Attempts that were under way together fail together: that is one failure.
         if !self.backing_off.replace(true) {
+            let failures = self.failures.get().saturating_add(1);
+            self.failures.set(failures);
             let delay = self.worker.side(self.direction).connect_backoff.delay(failures);
             self.worker.after(delay, Due::Ready(Rc::downgrade(self)));
             if let Some(balancer) = self.balancer.upgrade() {
@@ -166,6 +167,9 @@ impl Upstream {
                 }
                 self.waiting.borrow_mut().push_back(exchange.clone());
                 self.dial_h2_if_needed();
+                if !self.dialling.get() {
+                    exchange.limit_wait();
+                }
             }
             Want::H1 => {
                 loop {
@@ -191,7 +195,10 @@ impl Upstream {
                     let limits = &upstream.worker.client_limits;
                     let conn = Conn::back(io, &upstream.worker, false, limits, &upstream);
                     if exchange.is_waiting() {
-                        exchange.bind(&conn, &upstream);
+                        if !exchange.bind(&conn, &upstream) {
+                            let message = format!("endpoint {}: the connection broke at once", upstream.endpoint.addr);
+                            exchange.connect_failed(&Failure::new(Kind::Io, message));
+                        }
                     } else if !tunnel {
                         upstream.put_idle(&conn);
                     } else {
@@ -226,6 +233,7 @@ impl Upstream {
                     let conn = Conn::back(io, &upstream.worker, true, &limits, &upstream);
                     upstream.h2.borrow_mut().push(conn.clone());
                     upstream.serve_waiting();
+                    upstream.limit_waits();
                     drop(upstream);
                     run_client(conn).await;
                 }
@@ -256,6 +264,14 @@ impl Upstream {
         }
         if self.has_waiting() {
             self.dial_h2_if_needed();
+        }
+    }
+
+    /// Limits how long requests wait for streams, when no connection is on its way that could bring more.
+    fn limit_waits(&self) {
+        if !self.dialling.get() {
+            let waiting = self.waiting.borrow().clone();
+            waiting.iter().for_each(Exchange::limit_wait);
         }
     }
 

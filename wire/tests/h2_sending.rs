@@ -122,10 +122,18 @@ fn a_full_queue_becomes_writable_at_the_low_mark() {
     assert_eq!(feed(&mut c, &window_update(1, 1)).unwrap(), [Owned::Writable(1)]);
     assert!(!c.is_full(1) && c.queued(1) == LOW_MARK);
     assert_eq!(feed(&mut c, &window_update(1, 1 << 20)).unwrap(), []);
-    // Nothing is told of a stream whose end was sent.
+    // Of a stream whose end was sent, too, as long as it is there: here the request has not ended.
+    let mut c = server(&Limits::default());
+    feed(&mut c, &[settings(&[(4, 0)]), headers(1, false, &GET)].concat()).unwrap();
+    c.send_response(1, &response(200, &[]), false);
+    take(&mut c);
+    c.send_data(1, &vec![0; HIGH_MARK], true);
+    let open = [window_update(0, 1 << 20), window_update(1, 1 << 20)].concat();
+    assert_eq!(feed(&mut c, &open).unwrap(), [Owned::Writable(1)]);
+    // Nothing is told of a stream that is over.
     let mut c = asked(1, &settings(&[(4, 0)]));
     c.send_data(1, &vec![0; HIGH_MARK], true);
-    assert_eq!(feed(&mut c, &[window_update(0, 1 << 20), window_update(1, 1 << 20)].concat()).unwrap(), []);
+    assert_eq!(feed(&mut c, &open).unwrap(), []);
 }
 
 #[test]

@@ -49,6 +49,11 @@ impl Discovery {
         publish(entry, Arc::new(Endpoints::Some(endpoints.into_iter().map(Arc::new).collect())));
     }
 
+    /// Who watches the policy of an inbound port.
+    pub(crate) fn inbound_watchers(&self, port: u16) -> usize {
+        lock(&self.0.inbound).get(&port).map_or(0, watch::Sender::receiver_count)
+    }
+
     /// Sets the policy of an inbound port.
     pub(crate) fn set_inbound(&self, port: u16, policy: InboundPolicy) {
         let mut map = lock(&self.0.inbound);

@@ -35,6 +35,15 @@ pub async fn run(conn: Rc<Conn>) {
         let message = message.clone().unwrap_or_else(|| "connection closed".into());
         exchange.server_gone(&Lost { reset: None, unprocessed: false, message });
     }
+    // A connection that has become a tunnel is somebody else's by now.
+    if !reset && Rc::strong_count(&conn.io) == 1 {
+        poll_fn(|cx| {
+            // The server is told that this is the proper end. It may be gone already.
+            let _ = conn.io.poll_shutdown(cx);
+            Poll::Ready(())
+        })
+        .await;
+    }
 }
 
 /// Why the connection ended, if that was not its proper end.
@@ -85,6 +94,7 @@ fn poll(conn: &Rc<Conn>, cx: &mut Context<'_>) -> Poll<Option<String>> {
             Poll::Ready(Ok(0)) => return Poll::Ready(end_of_input(conn)),
             Poll::Ready(Ok(_)) => {
                 if conn.is_h2() {
+                    conn.tick();
                     h2_input(conn, input.octets());
                 } else if let Err(message) = h1_input(conn, input.octets()) {
                     return Poll::Ready(Some(message));

@@ -4,7 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     rc::{Rc, Weak},
     task::{Context, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use weft_wire::{
@@ -24,6 +24,9 @@ use crate::{
 const HIGH: usize = 256 * 1024;
 /// Octets of HTTP/1 output at which a paused source goes on.
 const LOW: usize = 64 * 1024;
+
+/// A proxy may cancel so many times as many requests as another client.
+const CLIENTS_BEHIND_A_PROXY: u32 = 50;
 
 /// Whose connection it is.
 pub enum Role {
@@ -107,6 +110,8 @@ pub struct Conn {
     /// Something was read since the last look.
     pub(super) active: Cell<bool>,
     pub(super) ping_sent: Cell<bool>,
+    /// HTTP/2: when the codec was last told of the time.
+    ticked: Cell<Instant>,
     /// HTTP/2: the peer has told its limits.
     pub(super) settled: Cell<bool>,
 }
@@ -130,13 +135,19 @@ impl Conn {
             tunnel: RefCell::default(),
             active: Cell::new(false),
             ping_sent: Cell::new(false),
+            ticked: Cell::new(Instant::now()),
             settled: Cell::new(false),
         })
     }
 
     /// A client's connection.
     pub fn front(io: impl Into<Rc<Io>>, worker: &Rc<Worker>, version: Version, router: Rc<dyn Router>) -> Rc<Self> {
-        let limits = worker.server_limits(router.direction());
+        let mut limits = worker.server_limits(router.direction()).clone();
+        if router.carries_others() {
+            // Cancelled requests of many clients are no attack of one.
+            limits.rapid_resets = limits.rapid_resets.saturating_mul(CLIENTS_BEHIND_A_PROXY);
+        }
+        let limits = &limits;
         let codec = if version == Version::H2 {
             Codec::H2(Box::new(h2::Connection::server(limits)))
         } else {
@@ -538,6 +549,19 @@ impl Conn {
     /// True when nothing is read from this connection any more.
     pub(super) fn is_over(&self) -> bool {
         matches!(self.closing.get(), Closing::Flush | Closing::Abort)
+    }
+
+    /// Tells the codec of the seconds that have passed, so that it judges the peer by the present.
+    pub(super) fn tick(&self) {
+        let seconds = self.ticked.get().elapsed().as_secs();
+        if seconds == 0 {
+            return;
+        }
+        self.ticked.set(Instant::now());
+        if let Codec::H2(h2) = &mut *self.codec.borrow_mut() {
+            // What is counted has 32 bits: it is nothing after so many halvings.
+            (0..seconds.min(32)).for_each(|_| h2.tick());
+        }
     }
 
     /// True when the peer's limits are known.

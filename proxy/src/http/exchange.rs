@@ -195,7 +195,19 @@ impl Exchange {
 
     /// It waits for an endpoint: until then, at the latest.
     pub fn set_queue_timer(&self, key: Key) {
-        self.state.borrow_mut().queue_timer = Some(key);
+        let old = self.state.borrow_mut().queue_timer.replace(key);
+        if let Some(old) = old {
+            self.worker.timers.cancel(old);
+        }
+    }
+
+    /// It waits for a stream of connections that are all taken: not longer than for an endpoint.
+    pub fn limit_wait(self: &Rc<Self>) {
+        let failfast = match &*self.state.borrow() {
+            State { queue_timer: None, plan: Some(plan), .. } => plan.queue.failfast,
+            _ => return,
+        };
+        self.set_queue_timer(self.worker.after(failfast, Due::Failfast(self.clone())));
     }
 
     /// It waits no longer.
@@ -384,7 +396,13 @@ impl Exchange {
     }
 
     /// The request ends, with trailers if there are any.
-    pub fn request_end(self: &Rc<Self>, trailers: Option<Headers>) {
+    pub fn request_end(self: &Rc<Self>, mut trailers: Option<Headers>) {
+        if let Some(trailers) = &mut trailers
+            && self.direction == Direction::Inbound
+        {
+            // What only a proxy says it says in heads.
+            trailers.retain(|name, _| !name.starts_with(b"l5d-"));
+        }
         let sent = {
             let mut s = self.state.borrow_mut();
             let s = &mut *s;
@@ -398,6 +416,8 @@ impl Exchange {
                 }
                 Stage::Sent { conn, id } => {
                     s.request_done = true;
+                    // They are not kept, so the request cannot be sent again.
+                    s.body_sent |= trailers.is_some();
                     Some((conn.clone(), *id))
                 }
                 Stage::Discarding => {

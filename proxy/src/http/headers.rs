@@ -3,15 +3,20 @@
 use weft_wire::{Headers, Request, Response, Version};
 
 const ORIG_PROTO: &[u8] = b"l5d-orig-proto";
+/// The last gRPC status that is defined.
+const GRPC_LAST: u32 = 16;
+const GRPC_UNKNOWN: u32 = 2;
 
 /// True for gRPC requests.
 pub fn is_grpc(headers: &Headers) -> bool {
     headers.get(b"content-type").is_some_and(|v| v.starts_with(b"application/grpc"))
 }
 
-/// The gRPC status in a response's head or trailers.
+/// The gRPC status in a response's head or trailers. Servers choose it, and each makes new series: what is not defined
+/// is Unknown, as clients see it too.
 pub fn grpc_status(headers: &Headers) -> Option<u32> {
-    std::str::from_utf8(headers.get(b"grpc-status")?).ok()?.trim().parse().ok()
+    let code = std::str::from_utf8(headers.get(b"grpc-status")?).ok()?.trim().parse().ok()?;
+    Some(if code > GRPC_LAST { GRPC_UNKNOWN } else { code })
 }
 
 /// True when the request switches protocols: the connection becomes a tunnel if the server agrees.
@@ -125,6 +130,19 @@ mod tests {
         head.headers.push(ORIG_PROTO, b"HTTP/1.0");
         assert!(!downgrade_request(&mut head));
         assert!(head.headers.is_empty());
+    }
+
+    #[test]
+    fn grpc_statuses_are_those_that_exist() {
+        let status = |text: &[u8]| {
+            let mut headers = Headers::new();
+            headers.push(b"grpc-status", text);
+            grpc_status(&headers)
+        };
+        assert_eq!(status(b"0"), Some(0));
+        assert_eq!(status(b"16"), Some(16));
+        assert_eq!(status(b"4000000000"), Some(2));
+        assert_eq!(status(b"no"), None);
     }
 
     #[test]

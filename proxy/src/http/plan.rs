@@ -35,6 +35,10 @@ pub trait Router {
     fn direction(&self) -> Direction;
     /// True when the proxy's own responses may say why.
     fn emits_reasons(&self) -> bool;
+    /// True when the client is a proxy, whose connection carries the requests of many.
+    fn carries_others(&self) -> bool {
+        false
+    }
     /// Chooses a request's destination, and changes its head.
     fn route(&self, head: &mut Request) -> Result<Plan, Failure>;
 }

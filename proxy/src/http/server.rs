@@ -111,6 +111,7 @@ fn poll(conn: &Rc<Conn>, cx: &mut Context<'_>) -> Poll<End> {
             Poll::Ready(Ok(_)) => {
                 conn.active.set(true);
                 if conn.is_h2() {
+                    conn.tick();
                     h2_input(conn, input.octets());
                 } else {
                     h1_input(conn, input.octets());

@@ -35,6 +35,7 @@ use crate::{
 mod bodies;
 mod bytes_through;
 mod failures;
+mod hostile;
 mod http1;
 mod http2;
 mod mesh;

@@ -199,9 +199,8 @@ impl Connection {
             self.guard.sent();
             if stream.full && stream.queue.len() <= LOW_MARK {
                 stream.full = false;
-                if !stream.ending {
-                    self.events.push_back(Event::Writable { id });
-                }
+                // Also behind the message's end: its source may hold windows or buffers until it is told.
+                self.events.push_back(Event::Writable { id });
             }
             let trailers = if last { stream.trailers.take() } else { None };
             if end_here {
