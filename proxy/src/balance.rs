@@ -14,6 +14,9 @@ use std::{
 use crate::policy::Load;
 
 /// The load of one endpoint.
+///
+/// While requests are unanswered, the time since anything was answered is a lower bound of the round-trip time: an endpoint
+/// that has stopped answering is left as fast as one that answers slowly.
 #[derive(Debug)]
 pub struct PeakEwma {
     /// Seconds.
@@ -22,7 +25,23 @@ pub struct PeakEwma {
     at: Cell<Instant>,
     /// Seconds in which a sample's influence falls to 1/e.
     decay: f64,
+    /// Unanswered requests.
     pending: Cell<u32>,
+    /// Open connections of which nothing more is known.
+    open: Cell<u32>,
+    /// The last answer, or the first of the unanswered requests.
+    progress: Cell<Instant>,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It was answered after that time.
+    Answered(Duration),
+    /// Nobody waited longer than that.
+    GivenUp(Duration),
+    /// That tells nothing about the endpoint.
+    Untold,
 }
 
 impl PeakEwma {
@@ -33,27 +52,52 @@ impl PeakEwma {
             at: Cell::new(now),
             decay: load.decay.as_secs_f64().max(1e-3),
             pending: Cell::new(0),
+            open: Cell::new(0),
+            progress: Cell::new(now),
         }
+    }
+
+    fn decayed(&self, now: Instant) -> f64 {
+        let age = now.saturating_duration_since(self.at.get()).as_secs_f64();
+        self.rtt.get() * (-age / self.decay).exp()
     }
 
     /// The load now, in seconds times requests. An estimate that is not renewed decays, so that an endpoint which was
     /// slow once is tried again.
     pub fn load(&self, now: Instant) -> f64 {
-        let age = now.saturating_duration_since(self.at.get()).as_secs_f64();
-        self.rtt.get() * (-age / self.decay).exp() * f64::from(self.pending.get() + 1)
+        let mut rtt = self.decayed(now);
+        let pending = self.pending.get();
+        if pending > 0 {
+            rtt = rtt.max(now.saturating_duration_since(self.progress.get()).as_secs_f64());
+        }
+        rtt * (f64::from(pending) + f64::from(self.open.get()) + 1.0)
     }
 
     /// A request was sent.
-    pub fn begin(&self) {
-        self.pending.set(self.pending.get().saturating_add(1));
+    pub fn begin(&self, now: Instant) {
+        let pending = self.pending.get();
+        if pending == 0 {
+            self.progress.set(now);
+        }
+        self.pending.set(pending.saturating_add(1));
     }
 
-    /// A request was answered after that time, or given up (`None`).
-    pub fn end(&self, now: Instant, rtt: Option<Duration>) {
+    /// A request has ended.
+    pub fn end(&self, now: Instant, how: Ended) {
         self.pending.set(self.pending.get().saturating_sub(1));
-        let Some(rtt) = rtt.map(|r| r.as_secs_f64()) else { return };
+        let (rtt, answered) = match how {
+            Ended::Answered(rtt) => (rtt.as_secs_f64(), true),
+            // A stream may have been given up after hours, but that is soon forgotten.
+            Ended::GivenUp(after) => (after.as_secs_f64().min(self.decay), false),
+            Ended::Untold => return,
+        };
         let old = self.rtt.get();
-        let new = if rtt > old {
+        if answered {
+            self.progress.set(now);
+        } else if rtt <= self.decayed(now) {
+            return;
+        }
+        let new = if rtt > old || !answered {
             rtt
         } else {
             let age = now.saturating_duration_since(self.at.get()).as_secs_f64();
@@ -62,6 +106,16 @@ impl PeakEwma {
         };
         self.rtt.set(new);
         self.at.set(now);
+    }
+
+    /// A connection for bytes was opened.
+    pub fn open(&self) {
+        self.open.set(self.open.get().saturating_add(1));
+    }
+
+    /// A connection for bytes was closed.
+    pub fn close(&self) {
+        self.open.set(self.open.get().saturating_sub(1));
     }
 
     /// Requests in flight.
@@ -75,6 +129,8 @@ impl PeakEwma {
 pub trait Candidate {
     /// False while it must not be chosen.
     fn is_ready(&self) -> bool;
+    /// True while others are preferred.
+    fn is_suspect(&self) -> bool;
     /// Relative weight; zero is never chosen.
     fn weight(&self) -> u32;
     /// The smaller, the better.
@@ -87,6 +143,20 @@ pub fn pick<C: Candidate>(candidates: &[C], now: Instant, random: &mut fastrand:
     if let [only] = candidates {
         return usable(only).then_some(0);
     }
+    let trusted = |c: &C| usable(c) && !c.is_suspect();
+    if candidates.iter().any(trusted) {
+        pick_of(candidates, now, random, trusted)
+    } else {
+        pick_of(candidates, now, random, usable)
+    }
+}
+
+fn pick_of<C: Candidate>(
+    candidates: &[C],
+    now: Instant,
+    random: &mut fastrand::Rng,
+    usable: impl Fn(&C) -> bool + Copy,
+) -> Option<usize> {
     let (mut total, mut count) = (0u64, 0usize);
     for c in candidates.iter().filter(|c| usable(c)) {
         total += u64::from(c.weight());
@@ -136,6 +206,7 @@ mod tests {
 
     struct Fake {
         ready: bool,
+        suspect: bool,
         weight: u32,
         load: PeakEwma,
     }
@@ -143,6 +214,9 @@ mod tests {
     impl Candidate for Fake {
         fn is_ready(&self) -> bool {
             self.ready
+        }
+        fn is_suspect(&self) -> bool {
+            self.suspect
         }
         fn weight(&self) -> u32 {
             self.weight
@@ -153,7 +227,7 @@ mod tests {
     }
 
     fn fake(ready: bool, weight: u32, now: Instant) -> Fake {
-        Fake { ready, weight, load: PeakEwma::new(Load::default(), now) }
+        Fake { ready, suspect: false, weight, load: PeakEwma::new(Load::default(), now) }
     }
 
     /// One request at a time against servers of fixed latency, in a clock of its own: how often each was chosen.
@@ -161,16 +235,16 @@ mod tests {
         let mut now = Instant::now();
         let fakes: Vec<Fake> = latencies
             .iter()
-            .map(|_| Fake { ready: true, weight: 1, load: PeakEwma::new(Load::default(), now) })
+            .map(|_| fake(true, 1, now))
             .collect();
         let mut random = fastrand::Rng::with_seed(seed);
         let mut chosen = vec![0; latencies.len()];
         for _ in 0..rounds {
             let at = pick(&fakes, now, &mut random).unwrap();
             let rtt = Duration::from_millis(latencies[at]);
-            fakes[at].load.begin();
+            fakes[at].load.begin(now);
             now += rtt;
-            fakes[at].load.end(now, Some(rtt));
+            fakes[at].load.end(now, Ended::Answered(rtt));
             chosen[at] += 1;
         }
         chosen
@@ -213,8 +287,8 @@ mod tests {
             let load = PeakEwma::new(Load::default(), now);
             for (wait, rtt) in samples {
                 now += Duration::from_millis(wait);
-                load.begin();
-                load.end(now, Some(Duration::from_millis(rtt)));
+                load.begin(now);
+                load.end(now, Ended::Answered(Duration::from_millis(rtt)));
                 let value = load.load(now);
                 prop_assert!(value.is_finite() && value >= 0.0);
             }
@@ -226,13 +300,51 @@ mod tests {
     fn a_slow_endpoint_is_tried_again() {
         let start = Instant::now();
         let (slow, fast) = (PeakEwma::new(Load::default(), start), PeakEwma::new(Load::default(), start));
-        slow.begin();
-        slow.end(start, Some(Duration::from_secs(2)));
+        slow.begin(start);
+        slow.end(start, Ended::Answered(Duration::from_secs(2)));
         assert!(slow.load(start) > fast.load(start));
         let later = start + Duration::from_secs(120);
-        fast.begin();
-        fast.end(later, Some(Duration::from_millis(5)));
+        fast.begin(later);
+        fast.end(later, Ended::Answered(Duration::from_millis(5)));
         assert!(slow.load(later) < fast.load(later));
+    }
+
+    #[test]
+    fn an_endpoint_that_stops_answering_is_left() {
+        let start = Instant::now();
+        let (dead, live) = (PeakEwma::new(Load::default(), start), PeakEwma::new(Load::default(), start));
+        let ms = Duration::from_millis;
+        for at in 0..1000 {
+            let now = start + ms(at * 20);
+            for load in [&dead, &live] {
+                load.begin(now);
+                load.end(now + ms(10), Ended::Answered(ms(10)));
+            }
+        }
+        let stop = start + ms(20_000);
+        dead.begin(stop);
+        assert!(dead.load(stop + ms(100)) > 10.0 * live.load(stop + ms(100)), "one request without an answer tells");
+        assert!(dead.load(stop + ms(60_000)) > 10.0 * live.load(stop + ms(60_000)), "and goes on to tell");
+        // Whoever waited gives up; that is remembered for a while.
+        let later = stop + ms(5000);
+        dead.end(later, Ended::GivenUp(ms(5000)));
+        assert!(dead.load(later + ms(1000)) > 10.0 * live.load(later + ms(1000)));
+        assert!(dead.load(later + ms(300_000)) < 0.001, "it is tried again one day");
+        // An open connection is no unanswered request.
+        live.open();
+        assert!(live.load(later + ms(300_000)) < 0.001);
+        live.close();
+    }
+
+    #[test]
+    fn suspects_are_chosen_only_without_others() {
+        let now = Instant::now();
+        let suspect = |suspect| Fake { suspect, ..fake(true, 1, now) };
+        let mut random = fastrand::Rng::with_seed(7);
+        let fakes = [suspect(true), suspect(false), suspect(true)];
+        assert!((0..100).all(|_| pick(&fakes, now, &mut random) == Some(1)));
+        let fakes = [suspect(true), suspect(true)];
+        assert!((0..100).all(|_| pick(&fakes, now, &mut random).is_some()));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 use tokio::{sync::Notify, sync::watch, task::AbortHandle};
 
 use crate::{
-    balance::{self, Candidate as _},
+    balance::{self, Candidate as _, Ended},
     http::{Exchange, Failure, Kind},
     io::Io,
     metrics::{Direction, Gauge},
@@ -175,6 +175,11 @@ impl Balancer {
         self.upstreams.borrow().iter().any(|u| u.is_ready() && u.weight() > 0)
     }
 
+    /// True when an endpoint can be chosen that nothing speaks against.
+    pub fn has_trusted(&self) -> bool {
+        self.upstreams.borrow().iter().any(|u| u.is_ready() && u.weight() > 0 && !u.is_suspect())
+    }
+
     fn pick(&self) -> Option<Rc<Upstream>> {
         let upstreams = self.upstreams.borrow();
         let at = balance::pick(&upstreams, Instant::now(), &mut self.random.borrow_mut())?;
@@ -239,13 +244,13 @@ impl Balancer {
                     continue;
                 };
                 drop(more);
-                upstream.load.begin();
+                upstream.load.begin(Instant::now());
                 let guard = TcpUpstream::new(upstream);
-                match guard.upstream.dial(None).await {
+                match guard.upstream.dial(None, || ()).await {
                     Ok(io) => return Ok(guard.with(io)),
-                    Err(error) if !self.has_ready() => {
-                        let kind = if error.is_timeout() { Kind::ConnectTimeout } else { Kind::Connect };
-                        return Err(Unreachable { label: kind.label(), message: error.to_string() });
+                    Err(error) if error.is_exhausted() || !self.has_ready() => {
+                        let label = Failure::dial(&error).kind.label();
+                        return Err(Unreachable { label, message: error.to_string() });
                     }
                     Err(_) => {}
                 }
@@ -312,8 +317,8 @@ impl TcpUpstream {
     fn with(mut self, io: Io) -> Self {
         // Connecting is the only round trip that is seen; the connection counts as pending until it ends.
         let now = Instant::now();
-        self.upstream.load.end(now, Some(now.saturating_duration_since(self.since)));
-        self.upstream.load.begin();
+        self.upstream.load.end(now, Ended::Answered(now.saturating_duration_since(self.since)));
+        self.upstream.load.open();
         self.io = Some(io);
         self
     }
@@ -326,6 +331,9 @@ impl TcpUpstream {
 
 impl Drop for TcpUpstream {
     fn drop(&mut self) {
-        self.upstream.load.end(Instant::now(), None);
+        match self.io {
+            Some(_) => self.upstream.load.close(),
+            None => self.upstream.load.end(Instant::now(), Ended::Untold),
+        }
     }
 }

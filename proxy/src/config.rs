@@ -164,6 +164,8 @@ pub struct ProxySide {
     pub discovery_idle: Duration,
     /// Requests in flight, all together.
     pub max_in_flight: usize,
+    /// Connections accepted at once, all together; file descriptors may allow fewer.
+    pub max_connections: usize,
     /// Idle HTTP/1 connections kept per endpoint.
     pub max_idle_per_endpoint: usize,
     /// How long an idle HTTP/1 connection is kept.

@@ -63,6 +63,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// True when this process, or this host, has no room for another socket.
+    pub fn is_exhausted(&self) -> bool {
+        matches!(self, Self::Connect { source, .. } if net::is_exhausted(source))
+    }
+
     /// True when time ran out.
     pub fn is_timeout(&self) -> bool {
         matches!(self, Self::Timeout { .. })

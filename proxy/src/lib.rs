@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 mod admin;
+mod admission;
 mod balance;
 mod balancer;
 pub mod config;

@@ -1,11 +1,14 @@
 //! Sockets: listeners, their options, and where a redirected connection was meant to go.
 
 use std::{
+    fs::File,
     io,
     net::{IpAddr, SocketAddr},
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -13,6 +16,9 @@ use crate::config::ProxySide;
 
 /// Finds the address that the client of an accepted connection dialled. Tests, which have no redirection, bring their own.
 pub type OriginalDst = fn(&TcpStream) -> io::Result<SocketAddr>;
+
+/// Set once a redirected connection was seen.
+static REDIRECTED: AtomicBool = AtomicBool::new(false);
 
 /// Accept queue when the configuration names none; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -59,6 +65,54 @@ pub async fn accept(listener: &TcpListener, side: &ProxySide, original: Original
     }
 }
 
+/// True when the system has no file descriptor, or no memory, for another socket.
+pub fn is_exhausted(error: &io::Error) -> bool {
+    use nix::errno::Errno;
+    let code = error.raw_os_error().map(Errno::from_raw);
+    matches!(code, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM))
+}
+
+/// A file descriptor kept for the moment when there is no other: it is given up to accept a connection, so that its client
+/// can be told instead of being left in the accept queue.
+#[derive(Debug)]
+pub struct Spare(Option<File>);
+
+impl Spare {
+    /// Takes one.
+    pub fn new() -> Self {
+        Self(File::open("/dev/null").ok())
+    }
+
+    /// Accepts a connection that is not to be served: its client and where it meant to go. None when nobody waits, or
+    /// when the descriptor went to somebody else. The connection is reset.
+    pub fn shed(&mut self, listener: &TcpListener, original: OriginalDst) -> Option<(SocketAddr, Option<SocketAddr>)> {
+        self.0 = None;
+        // Polled once: this never waits, but has the runtime learn that the queue is empty.
+        let accepted = listener.accept().now_or_never();
+        let shed = match accepted {
+            Some(Ok((stream, client))) => {
+                abort_on_close(&stream);
+                Some((canonical(client), original(&stream).ok().map(canonical)))
+            }
+            Some(Err(_)) | None => None,
+        };
+        *self = Self::new();
+        shed
+    }
+
+    /// True when there is one.
+    pub fn is_there(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
+/// File descriptors that this process may have.
+pub fn max_files() -> usize {
+    use nix::sys::resource::{Resource, getrlimit};
+    // Without an answer the system's own default is assumed.
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| usize::try_from(soft).unwrap_or(usize::MAX))
+}
+
 /// Sets what every connection has: no delay, keepalive, user timeout.
 ///
 /// # Errors
@@ -94,7 +148,16 @@ pub fn original_dst(stream: &TcpStream) -> io::Result<SocketAddr> {
         IpAddr::V4(_) => socket.original_dst_v4(),
         IpAddr::V6(_) => socket.original_dst_v6(),
     };
-    Ok(answer.ok().and_then(|a| a.as_socket()).unwrap_or(local))
+    let original = answer.ok().and_then(|a| a.as_socket()).unwrap_or(local);
+    if canonical(original) != canonical(local) && !REDIRECTED.load(Ordering::Relaxed) {
+        REDIRECTED.store(true, Ordering::Relaxed);
+    }
+    Ok(original)
+}
+
+/// True once this process has accepted a connection that was meant for another address: it stands in somebody's way.
+pub fn was_redirected() -> bool {
+    REDIRECTED.load(Ordering::Relaxed)
 }
 
 /// An IPv4 address that is wrapped in IPv6, unwrapped.

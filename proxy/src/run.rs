@@ -1,14 +1,17 @@
 //! A data thread: its listeners and what they start.
 
-use std::{rc::Rc, time::Duration};
+use std::{net::SocketAddr, rc::Rc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
 
 use crate::{
-    Context, inbound,
+    Context,
+    admission::Shed,
+    drain::Phase,
+    inbound,
     metrics::Direction,
-    net::{self, Accepted, OriginalDst},
+    net::{self, Accepted, OriginalDst, Spare},
     outbound,
     worker::Worker,
 };
@@ -72,7 +75,7 @@ pub async fn run_with(mut ctx: Context, listeners: Listeners, original: Original
     // Clients wait in the accept queues until there is a certificate: nothing is carried before.
     tokio::select! {
         ready = ctx.credentials.wait_for(Option::is_some) => { ready.context("no certificate")?; }
-        _ = drain.wait_for(|drain| *drain) => return Ok(()),
+        _ = drain.wait_for(|phase| *phase >= Phase::Draining) => return Ok(()),
     }
     let worker = Worker::new(ctx, original);
     let mut tasks = tokio::task::JoinSet::new();
@@ -84,29 +87,58 @@ pub async fn run_with(mut ctx: Context, listeners: Listeners, original: Original
     for listener in listeners.outbound {
         tasks.spawn_local(accept(worker.clone(), listener, Direction::Outbound));
     }
-    let _ = drain.wait_for(|drain| *drain).await;
+    // Nobody drains when the proxy is embedded in a test.
+    let _ = drain.wait_for(|phase| *phase >= Phase::Draining).await;
     // New connections are still served: the application may need some to finish its own work.
+    worker.drain_fronts();
+    let _ = drain.wait_for(|phase| *phase >= Phase::Ending).await;
     worker.drain_fronts();
     worker.drained().await;
     Ok(())
 }
 
 async fn accept(worker: Rc<Worker>, listener: TcpListener, direction: Direction) {
+    let mut spare = Spare::new();
     loop {
         match net::accept(&listener, worker.side(direction), worker.original).await {
-            Ok(accepted) => {
-                let (worker, guard) = (worker.clone(), worker.connection());
-                tokio::task::spawn_local(async move {
-                    serve(worker, accepted, direction).await;
-                    drop(guard);
-                });
+            Ok(accepted) => match worker.connection(direction, accepted.client.ip()) {
+                Ok(guard) => {
+                    let worker = worker.clone();
+                    tokio::task::spawn_local(async move {
+                        serve(worker, accepted, direction).await;
+                        drop(guard);
+                    });
+                }
+                Err(why) => {
+                    net::abort_on_close(&accepted.stream);
+                    shed(&worker, direction, accepted.client, Some(accepted.original), why);
+                }
+            },
+            Err(error) if net::is_exhausted(&error) && spare.is_there() => {
+                if let Some((client, original)) = spare.shed(&listener, worker.original) {
+                    shed(&worker, direction, client, original, Shed::Files);
+                }
+                // Connections that end give descriptors back: they get their turn.
+                tokio::task::yield_now().await;
             }
             Err(error) => {
                 tracing::warn!(direction = direction.as_str(), %error, "cannot accept connections");
                 tokio::time::sleep(ACCEPT_RETRY).await;
+                if !spare.is_there() {
+                    spare = Spare::new();
+                }
             }
         }
     }
+}
+
+/// Counts a connection that is not served, and says why.
+fn shed(worker: &Worker, direction: Direction, client: SocketAddr, original: Option<SocketAddr>, why: Shed) {
+    let listener = worker.side(direction).listen.first().copied();
+    if let Some(target) = original.or(listener) {
+        worker.ctx.metrics.tcp_error(direction, target, why.label()).incr();
+    }
+    worker.admission.log(direction, client.ip(), why);
 }
 
 async fn serve(worker: Rc<Worker>, accepted: Accepted, direction: Direction) {

@@ -15,11 +15,11 @@ use crate::{
     config::{Config, ControlAddr, EXIT_USAGE, StreamLimits},
     control::{Channel, Connector, Link, Tls},
     discover::Discovery,
-    drain::Causes,
+    drain::{self, Causes, Phase},
     identity::{self, CredentialsRx, Key, Trust},
     logging,
     metrics::{Labels, Metrics, NoTls, Tls as TlsLabel, families},
-    run,
+    net, run,
 };
 
 /// Stack of a data thread. It is address space: only what is touched is memory. Unoptimised code needs more.
@@ -102,7 +102,7 @@ async fn control(config: Arc<Config>, log: logging::LogHandle) -> u8 {
     tokio::spawn(admin::serve(listener, Arc::new(admin)));
     tokio::spawn(sweep(metrics.clone()));
 
-    let (drain, drain_rx) = watch::channel(false);
+    let (drain, drain_rx) = watch::channel(Phase::Running);
     let (bound, mut bound_events) = mpsc::unbounded_channel();
     let context = Context { config: config.clone(), discovery, credentials, metrics, drain: drain_rx, bound };
     let mut ended = match data_threads(context) {
@@ -123,11 +123,8 @@ async fn control(config: Arc<Config>, log: logging::LogHandle) -> u8 {
         all_bound.send_replace(true);
     });
 
-    tokio::select! {
-        cause = causes.next() => {
-            tracing::info!(?cause, grace = ?config.shutdown_grace, "draining");
-            drain.send_replace(true);
-        }
+    let cause = tokio::select! {
+        cause = causes.next() => cause,
         end = ended.recv() => {
             match end {
                 Some(Err(error)) => tracing::error!(%error, "a data thread failed"),
@@ -135,8 +132,16 @@ async fn control(config: Arc<Config>, log: logging::LogHandle) -> u8 {
             }
             return 1;
         }
-    }
+    };
+    tracing::info!(?cause, grace = ?config.shutdown_grace, "draining");
+    drain.send_replace(Phase::Draining);
     let all_ended = async {
+        // Without redirection no application depends on this proxy.
+        if cause.awaits_application() && net::was_redirected() {
+            drain::application_ended().await;
+            tracing::info!("the application has ended");
+        }
+        drain.send_replace(Phase::Ending);
         // The channel closes when the last thread has dropped its sender.
         while let Some(end) = ended.recv().await {
             if let Err(error) = end {

@@ -24,6 +24,20 @@ use crate::{
 /// HTTP/2 connections to one endpoint at most; more than one only while the first ones' streams are all taken.
 const H2_CONNECTIONS: usize = 16;
 
+/// A connection that takes longer than this is waited for, but not by requests that can go elsewhere.
+const SLOW_DIAL: Duration = Duration::from_millis(500);
+
+/// Others are preferred to an endpoint while one of these is held.
+pub struct Suspect(Weak<Upstream>);
+
+impl Drop for Suspect {
+    fn drop(&mut self) {
+        if let Some(upstream) = self.0.upgrade() {
+            upstream.suspects.set(upstream.suspects.get().saturating_sub(1));
+        }
+    }
+}
+
 /// One endpoint.
 pub struct Upstream {
     worker: Rc<Worker>,
@@ -37,6 +51,8 @@ pub struct Upstream {
     /// Connections that failed in a row.
     failures: Cell<u32>,
     backing_off: Cell<bool>,
+    /// Reasons to prefer other endpoints: connections that do not answer, or do not come about.
+    suspects: Cell<u32>,
     /// HTTP/1 connections without a request, the last used one last.
     idle: RefCell<Vec<(Rc<Conn>, Instant)>>,
     reaping: Cell<bool>,
@@ -51,6 +67,10 @@ pub struct Upstream {
 impl Candidate for Rc<Upstream> {
     fn is_ready(&self) -> bool {
         !self.backing_off.get()
+    }
+
+    fn is_suspect(&self) -> bool {
+        self.suspects.get() > 0
     }
 
     fn weight(&self) -> u32 {
@@ -81,6 +101,7 @@ impl Upstream {
             balancer,
             failures: Cell::new(0),
             backing_off: Cell::new(false),
+            suspects: Cell::new(0),
             idle: RefCell::default(),
             reaping: Cell::new(false),
             h2: RefCell::default(),
@@ -109,15 +130,45 @@ impl Upstream {
         })
     }
 
-    /// Connects. Success and failure are remembered for the choice of endpoints.
-    pub async fn dial(self: &Rc<Self>, session: Option<SessionProtocol>) -> Result<Io, dial::Error> {
+    /// Others are preferred as long as the result is held.
+    pub fn suspect(self: &Rc<Self>) -> Suspect {
+        self.suspects.set(self.suspects.get() + 1);
+        Suspect(Rc::downgrade(self))
+    }
+
+    /// True when another endpoint would be preferred to this one.
+    fn has_better(&self) -> bool {
+        self.balancer.upgrade().is_some_and(|b| b.has_trusted())
+    }
+
+    /// Connects. Success and failure are remembered for the choice of endpoints. When it takes long, `slow` is called, and
+    /// others are preferred meanwhile.
+    pub async fn dial(
+        self: &Rc<Self>,
+        session: Option<SessionProtocol>,
+        slow: impl FnOnce(),
+    ) -> Result<Io, dial::Error> {
         let side = self.worker.side(self.direction);
-        match dial::connect(&self.endpoint, session, side, &self.worker.ctx.credentials).await {
+        let attempt = dial::connect(&self.endpoint, session, side, &self.worker.ctx.credentials);
+        tokio::pin!(attempt);
+        // One that has failed before is tried by one request, not by all.
+        let patience = if self.failures.get() > 0 { Duration::ZERO } else { SLOW_DIAL };
+        let result = match tokio::time::timeout(patience, &mut attempt).await {
+            Ok(result) => result,
+            Err(_) => {
+                let _suspect = self.suspect();
+                slow();
+                attempt.await
+            }
+        };
+        match result {
             Ok(io) => {
                 io.meter(self.connections().open());
                 self.failures.set(0);
                 Ok(io)
             }
+            // That is this proxy's trouble, not the endpoint's.
+            Err(error) if error.is_exhausted() => Err(error),
             Err(error) => {
                 tracing::debug!(%error, failures = self.failures.get() + 1, "endpoint cannot be reached");
                 self.back_off();
@@ -126,7 +177,8 @@ impl Upstream {
         }
     }
 
-    fn back_off(self: &Rc<Self>) {
+    /// It is not chosen for a while.
+    pub fn back_off(self: &Rc<Self>) {
         // Attempts that were under way together fail together: that is one failure.
         if !self.backing_off.replace(true) {
             let failures = self.failures.get().saturating_add(1);
@@ -189,7 +241,15 @@ impl Upstream {
     fn dial_h1(self: &Rc<Self>, exchange: &Rc<Exchange>, tunnel: bool) {
         let (upstream, exchange) = (self.clone(), exchange.clone());
         tokio::task::spawn_local(async move {
-            match upstream.dial(Some(SessionProtocol::Http1)).await {
+            let elsewhere = Cell::new(false);
+            let slow = || {
+                if exchange.is_waiting() && upstream.has_better() {
+                    elsewhere.set(true);
+                    exchange.dispatch();
+                }
+            };
+            match upstream.dial(Some(SessionProtocol::Http1), slow).await {
+                Err(_) if elsewhere.get() => {}
                 Err(error) => exchange.connect_failed(&Failure::dial(&error)),
                 Ok(io) => {
                     let limits = &upstream.worker.client_limits;
@@ -215,7 +275,14 @@ impl Upstream {
         self.dialling.set(true);
         let upstream = self.clone();
         tokio::task::spawn_local(async move {
-            let result = upstream.dial(Some(SessionProtocol::Http2)).await;
+            let slow = || {
+                if upstream.has_better() {
+                    for exchange in upstream.take_waiting() {
+                        exchange.dispatch();
+                    }
+                }
+            };
+            let result = upstream.dial(Some(SessionProtocol::Http2), slow).await;
             upstream.dialling.set(false);
             match result {
                 Err(error) => {

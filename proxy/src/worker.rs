@@ -3,7 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     rc::{Rc, Weak},
     sync::Arc,
     task::{Poll, Waker},
@@ -14,12 +14,14 @@ use weft_wire::Limits;
 
 use crate::{
     Context,
+    admission::{Admission, Shed},
     balancer::Balancer,
     config::{Http2Config, ProxySide},
+    drain::Phase,
     http::{Conn, Exchange},
     inbound,
     metrics::Direction,
-    net::OriginalDst,
+    net::{self, OriginalDst},
     outbound,
     policy::Load,
     timer::{Key, Timers},
@@ -40,6 +42,8 @@ pub enum Due {
     Reap(Weak<Upstream>),
     /// A quiet HTTP/2 client is pinged, or has not answered.
     Ping(Weak<Conn>),
+    /// An HTTP/2 connection is looked at.
+    Beat(Weak<Conn>),
     /// An outbound destination may have become idle.
     EvictOutbound(SocketAddr),
     /// An inbound destination may have become idle.
@@ -72,7 +76,8 @@ pub struct Worker {
     dirty: RefCell<Vec<Rc<Conn>>>,
     flusher: RefCell<Option<Waker>>,
     in_flight: [Cell<usize>; 2],
-    connections: Cell<usize>,
+    /// Clients' connections, counted.
+    pub admission: Admission,
     gone: Notify,
 }
 
@@ -87,6 +92,12 @@ impl Worker {
             }
             limits
         };
+        let cores = ctx.config.cores.max(1);
+        let admission = Admission::new(
+            ctx.config.inbound.max_connections / cores,
+            ctx.config.outbound.max_connections / cores,
+            net::max_files() / cores,
+        );
         Rc::new(Self {
             server_limits: [
                 limits(ctx.config.inbound.http2_max_concurrent_streams),
@@ -103,7 +114,7 @@ impl Worker {
             dirty: RefCell::default(),
             flusher: RefCell::default(),
             in_flight: Default::default(),
-            connections: Cell::new(0),
+            admission,
             gone: Notify::new(),
         })
     }
@@ -200,6 +211,11 @@ impl Worker {
                             conn.keep_alive();
                         }
                     }
+                    Due::Beat(conn) => {
+                        if let Some(conn) = conn.upgrade() {
+                            conn.beat();
+                        }
+                    }
                     Due::EvictOutbound(addr) => outbound::evict(&self, addr),
                     Due::EvictInbound(key) => inbound::evict(&self, &key),
                 }
@@ -207,9 +223,10 @@ impl Worker {
         }
     }
 
-    /// Registers a client's HTTP connection for draining.
+    /// Registers a client's HTTP connection for draining. As long as the application is awaited, new connections are what
+    /// they always are.
     pub fn register(&self, conn: &Rc<Conn>) -> usize {
-        if *self.ctx.drain.borrow() {
+        if *self.ctx.drain.borrow() == Phase::Ending {
             conn.drain();
         }
         self.fronts.borrow_mut().insert(Rc::downgrade(conn))
@@ -228,15 +245,18 @@ impl Worker {
         }
     }
 
-    /// Counts a connection for the length of the guard's life.
-    pub fn connection(self: &Rc<Self>) -> Connection {
-        self.connections.set(self.connections.get() + 1);
-        Connection(self.clone())
+    /// Counts a client's connection for the length of the guard's life.
+    ///
+    /// # Errors
+    /// There are too many.
+    pub fn connection(self: &Rc<Self>, direction: Direction, client: IpAddr) -> Result<Connection, Shed> {
+        self.admission.enter(direction, client)?;
+        Ok(Connection { worker: self.clone(), direction, client })
     }
 
     /// Waits until no connection is left.
     pub async fn drained(&self) {
-        while self.connections.get() > 0 {
+        while self.admission.open() > 0 {
             self.gone.notified().await;
         }
     }
@@ -248,12 +268,15 @@ impl Worker {
 }
 
 /// A client's connection, counted.
-pub struct Connection(Rc<Worker>);
+pub struct Connection {
+    worker: Rc<Worker>,
+    direction: Direction,
+    client: IpAddr,
+}
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        let worker = &self.0;
-        worker.connections.set(worker.connections.get().saturating_sub(1));
-        worker.gone.notify_waiters();
+        self.worker.admission.leave(self.direction, self.client);
+        self.worker.gone.notify_waiters();
     }
 }

@@ -264,6 +264,7 @@ fn side(source: &Source<'_>, defaults: &SideDefaults) -> Result<ProxySide, Error
         http_queue: source.or(&name("HTTP_QUEUE_CAPACITY"), 10_000, number)?,
         discovery_idle: source.duration(&name("DISCOVERY_IDLE_TIMEOUT"), defaults.discovery_idle)?,
         max_in_flight: source.or(&name("MAX_IN_FLIGHT"), 100_000, number)?,
+        max_connections: source.or(&name("MAX_CONNECTIONS"), 65_536, number)?,
         max_idle_per_endpoint: source.or(defaults.max_idle, 10_000, number)?,
         http1_idle: source.duration(&name("HTTP1_CONNECTION_POOL_IDLE_TIMEOUT"), Duration::from_secs(3))?,
         http2_keepalive_interval: optional("SERVER_HTTP2_KEEP_ALIVE_INTERVAL")?,

@@ -93,6 +93,7 @@ fn poll(conn: &Rc<Conn>, cx: &mut Context<'_>) -> Poll<Option<String>> {
             Poll::Pending => return wait(conn, cx),
             Poll::Ready(Ok(0)) => return Poll::Ready(end_of_input(conn)),
             Poll::Ready(Ok(_)) => {
+                conn.heard();
                 if conn.is_h2() {
                     conn.tick();
                     h2_input(conn, input.octets());

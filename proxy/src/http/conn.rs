@@ -13,7 +13,7 @@ use weft_wire::{
     h2::{self, Reason, SendError, StreamId},
 };
 
-use super::{Exchange, Router, client, server, streams::Streams};
+use super::{Exchange, Router, client, liveness::Liveness, server, streams::Streams};
 use crate::{
     io::{Io, give_buffer, take_buffer},
     upstream::Upstream,
@@ -114,6 +114,7 @@ pub struct Conn {
     ticked: Cell<Instant>,
     /// HTTP/2: the peer has told its limits.
     pub(super) settled: Cell<bool>,
+    pub(super) liveness: Liveness,
 }
 
 impl Conn {
@@ -137,17 +138,13 @@ impl Conn {
             ping_sent: Cell::new(false),
             ticked: Cell::new(Instant::now()),
             settled: Cell::new(false),
+            liveness: Liveness::default(),
         })
     }
 
     /// A client's connection.
     pub fn front(io: impl Into<Rc<Io>>, worker: &Rc<Worker>, version: Version, router: Rc<dyn Router>) -> Rc<Self> {
-        let mut limits = worker.server_limits(router.direction()).clone();
-        if router.carries_others() {
-            // Cancelled requests of many clients are no attack of one.
-            limits.rapid_resets = limits.rapid_resets.saturating_mul(CLIENTS_BEHIND_A_PROXY);
-        }
-        let limits = &limits;
+        let limits = worker.server_limits(router.direction());
         let codec = if version == Version::H2 {
             Codec::H2(Box::new(h2::Connection::server(limits)))
         } else {
@@ -220,7 +217,7 @@ impl Conn {
         }
     }
 
-    fn touch(self: &Rc<Self>) {
+    pub(super) fn touch(self: &Rc<Self>) {
         if !self.dirty.replace(true) {
             self.worker.flush_later(self.clone());
         }
@@ -334,6 +331,7 @@ impl Conn {
             Codec::Server1(_) => return Err(SendError::GoingAway),
         };
         self.touch();
+        self.awaits();
         Ok(id)
     }
 
@@ -662,6 +660,11 @@ impl Conn {
         matches!(&*self.codec.borrow(), Codec::Server1(s) if !s.keep_alive)
     }
 
+    /// The exchanges on this connection.
+    pub(super) fn exchanges(&self) -> Vec<Rc<Exchange>> {
+        self.streams.borrow().all()
+    }
+
     /// Takes all exchanges away, when the connection is gone.
     pub(super) fn take_streams(&self) -> Vec<Rc<Exchange>> {
         self.blocked.borrow_mut().take();
@@ -722,7 +725,7 @@ impl Codec {
 }
 
 /// Lends the codec a buffer for its output, if it has none.
-fn ready_output(h2: &mut h2::Connection) {
+pub(super) fn ready_output(h2: &mut h2::Connection) {
     let out = h2.output();
     if out.capacity() == 0 {
         *out = take_buffer();

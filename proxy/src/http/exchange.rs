@@ -1,6 +1,10 @@
 //! One request and its response, between a stream of a client's connection and one of a server's.
 
-use std::{cell::RefCell, rc::Rc, time::Instant};
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use weft_wire::{
     Headers, Request, Version,
@@ -9,6 +13,7 @@ use weft_wire::{
 
 use super::{Conn, Failure, Kind, Plan, Want, headers};
 use crate::{
+    balance::Ended,
     metrics::{Direction, RequestMetrics, ResponseClass},
     timer::Key,
     upstream::Upstream,
@@ -71,6 +76,26 @@ struct State {
 }
 
 impl State {
+    /// True when all that was sent is still here, so that it can be sent again.
+    fn is_whole(&self) -> bool {
+        self.head.is_some() && !self.body_sent && self.attempts + 1 < ATTEMPTS
+    }
+
+    /// True when it does no harm to do twice what the client wants (RFC 9110 §9.2.1).
+    fn is_safe(&self) -> bool {
+        self.head.as_ref().is_some_and(|h| matches!(&*h.method, b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE"))
+    }
+
+    /// What was sent has to be sent again.
+    fn again(&mut self) {
+        self.attempts += 1;
+        self.stage = Stage::Waiting;
+        if self.request_done {
+            self.request_done = false;
+            self.ended.get_or_insert(None);
+        }
+    }
+
     fn heard(&mut self) {
         if self.last.is_some() {
             self.last = Some(Instant::now());
@@ -246,7 +271,7 @@ impl Exchange {
                 metrics.request();
                 s.metrics = Some(metrics);
             }
-            upstream.load.begin();
+            upstream.load.begin(self.started);
             s.pending_load = true;
             s.upstream = Some(upstream.clone());
             s.request_done |= end;
@@ -614,22 +639,22 @@ impl Exchange {
 
     /// The endpoint has answered.
     fn settle_load(&self) {
-        self.end_load(true);
+        self.end_load(Ended::Answered);
     }
 
     /// The endpoint has not answered.
     fn drop_load(&self) {
-        self.end_load(false);
+        self.end_load(Ended::GivenUp);
     }
 
-    fn end_load(&self, answered: bool) {
+    fn end_load(&self, how: impl FnOnce(Duration) -> Ended) {
         let mut s = self.state.borrow_mut();
         if !std::mem::replace(&mut s.pending_load, false) {
             return;
         }
         if let Some(upstream) = &s.upstream {
             let now = Instant::now();
-            upstream.load.end(now, answered.then(|| now.saturating_duration_since(self.started)));
+            upstream.load.end(now, how(now.saturating_duration_since(self.started)));
         }
     }
 }

@@ -110,6 +110,7 @@ impl Failure {
     pub fn dial(error: &dial::Error) -> Self {
         let kind = match error {
             dial::Error::Loop { .. } => Kind::Loop,
+            _ if error.is_exhausted() => Kind::LoadShed,
             _ if error.is_timeout() => Kind::ConnectTimeout,
             _ => Kind::Connect,
         };

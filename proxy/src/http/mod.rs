@@ -19,6 +19,7 @@ mod exchange;
 mod failure;
 mod filters;
 mod headers;
+mod liveness;
 mod plan;
 mod server;
 mod streams;

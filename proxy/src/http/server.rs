@@ -64,16 +64,14 @@ pub async fn serve(conn: Rc<Conn>) {
     }
 }
 
+/// What the client still sends is thrown away, however much it is: closing with octets unread resets the connection, and a
+/// client in the middle of an upload may then fail to send before it has looked at the response.
 async fn linger(io: &Io) {
     let _ = tokio::time::timeout(LINGER, async {
         poll_fn(|cx| io.poll_shutdown(cx)).await?;
-        let mut read = 0;
-        while read < DISCARD {
-            let n = poll_fn(|cx| io.poll_read(cx, &mut Input::take())).await?;
-            if n == 0 {
-                break;
-            }
-            read += n;
+        while poll_fn(|cx| io.poll_read(cx, &mut Input::take())).await? > 0 {
+            // Others get their turn.
+            tokio::task::yield_now().await;
         }
         io::Result::Ok(())
     })
@@ -110,6 +108,7 @@ fn poll(conn: &Rc<Conn>, cx: &mut Context<'_>) -> Poll<End> {
             Poll::Ready(Ok(0)) => return end_of_input(conn),
             Poll::Ready(Ok(_)) => {
                 conn.active.set(true);
+                conn.heard();
                 if conn.is_h2() {
                     conn.tick();
                     h2_input(conn, input.octets());

@@ -51,6 +51,10 @@ impl Streams {
         usize::from(self.one.is_some()) + self.more.len()
     }
 
+    pub(super) fn all(&self) -> Vec<Rc<Exchange>> {
+        self.one.iter().map(|(_, e)| e).chain(self.more.values()).cloned().collect()
+    }
+
     pub(super) fn take(&mut self) -> Vec<Rc<Exchange>> {
         self.one.take().map(|(_, e)| e).into_iter().chain(std::mem::take(&mut self.more).into_values()).collect()
     }

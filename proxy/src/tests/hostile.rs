@@ -162,7 +162,7 @@ async fn a_draining_proxy_serves_what_comes_meanwhile() {
         proxy.metric("outbound_http_detect", &[]) > 1 || proxy.metric("tcp_open_total", &["peer=\"src\""]) == 2
     })
     .await;
-    proxy.drain.send_replace(true);
+    proxy.drain.send_replace(Phase::Ending);
     begun.write_all(b"st: a\r\n\r\n").await.unwrap();
     let mut answer = Vec::new();
     let _ = soon(begun.read_to_end(&mut answer)).await;

@@ -258,7 +258,7 @@ async fn a_draining_proxy_finishes_what_it_has() {
     let request = || http::Request::get("http://web.test/").body(()).unwrap();
     let (response, _) = client.send_request(request(), true).unwrap();
     until("the request is there", || proxy.metric("request_total", &[]) == 1).await;
-    proxy.drain.send_replace(true);
+    proxy.drain.send_replace(Phase::Ending);
     // GOAWAY: new streams are refused, the old one goes on.
     loop {
         let refused = match soon(std::future::poll_fn(|cx| client.poll_ready(cx))).await {

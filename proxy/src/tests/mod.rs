@@ -26,6 +26,7 @@ use crate::{
     Context,
     config::Config,
     discover::Discovery,
+    drain::Phase,
     identity::preset::Authority,
     metrics::Metrics,
     policy::{Endpoint, Identity, Meta, OutboundPolicy, Queue},
@@ -79,7 +80,7 @@ pub(super) struct Proxy {
     pub(super) direct: SocketAddr,
     outbound: HashMap<SocketAddr, SocketAddr>,
     inbound: HashMap<SocketAddr, SocketAddr>,
-    pub(super) drain: watch::Sender<bool>,
+    pub(super) drain: watch::Sender<Phase>,
     thread: Option<std::thread::JoinHandle<()>>,
     _token: tempfile::NamedTempFile,
 }
@@ -138,7 +139,7 @@ impl Proxy {
         let (keep, credentials) = watch::channel(Some(ca.issue(name)));
         let metrics = Metrics::new(config.metrics_retain_idle);
         let discovery = Discovery::preset(&config, &credentials, &metrics);
-        let (drain, drain_rx) = watch::channel(false);
+        let (drain, drain_rx) = watch::channel(Phase::Running);
         let context = Context {
             config,
             discovery: discovery.clone(),
@@ -190,7 +191,7 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        self.drain.send_replace(true);
+        self.drain.send_replace(Phase::Ending);
         // The thread ends when its connections have; a test that leaves some open does not wait for that.
         drop(self.thread.take());
     }

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use weft_wire::{Headers, Response, Version, h2::Reason};
 
-use super::{ATTEMPTS, Exchange, Stage};
+use super::{Exchange, Stage};
 use crate::{
     http::{Failure, Kind, Lost, headers},
     io::Io,
@@ -45,6 +45,7 @@ impl Exchange {
                 }
             }
         }
+        self.settle_load();
         if self.direction == Direction::Outbound {
             let meshed = self.state.borrow().upstream.as_ref().is_some_and(|u| u.endpoint.identity.is_some());
             if headers::downgrade_response(&mut head, meshed) {
@@ -59,7 +60,6 @@ impl Exchange {
 
     /// A piece of the response's body. True when the server is to be paused.
     pub fn response_data(self: &Rc<Self>, data: &[u8], flow: u32, end: bool) -> bool {
-        self.settle_load();
         self.state.borrow_mut().heard();
         self.front.send_data(self.id, data, end);
         if end {
@@ -86,6 +86,28 @@ impl Exchange {
         self.response_ended();
     }
 
+    /// The server has become suspect: a request that may be repeated, and of which nothing has come back, goes to another
+    /// one.
+    pub fn leave_suspect(self: &Rc<Self>) {
+        let sent = {
+            let mut s = self.state.borrow_mut();
+            let s = &mut *s;
+            let Stage::Sent { conn, id } = &s.stage else { return };
+            let better = s.plan.as_ref().is_some_and(|p| p.to.has_trusted());
+            if s.finished || s.status != 0 || !better || !s.is_whole() || !s.is_safe() || !s.request_done {
+                return;
+            }
+            let sent = (conn.clone(), *id);
+            s.again();
+            sent
+        };
+        let (conn, id) = sent;
+        conn.reset(id, Reason::CANCEL);
+        self.drop_load();
+        self.state.borrow_mut().upstream = None;
+        self.dispatch();
+    }
+
     /// The server, or its connection, is gone.
     pub fn server_gone(self: &Rc<Self>, lost: &Lost) {
         enum Then {
@@ -102,25 +124,16 @@ impl Exchange {
             let reused = conn.is_reused();
             let both_h2 =
                 self.front.is_h2() && conn.is_h2() && s.head.as_ref().is_none_or(|h| h.version == Version::H2);
-            let safe = s.head.as_ref().is_some_and(|h| matches!(&*h.method, b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE"));
             s.stage = Stage::Discarding;
             if s.finished {
                 Then::Nothing
             } else if s.response_done {
                 Then::Discard
             } else if s.status == 0
-                && s.head.is_some()
-                && !s.body_sent
-                && s.attempts + 1 < ATTEMPTS
-                && (lost.unprocessed || (safe && reused && lost.reset.is_none()))
+                && s.is_whole()
+                && (lost.unprocessed || (s.is_safe() && reused && lost.reset.is_none()))
             {
-                s.attempts += 1;
-                s.stage = Stage::Waiting;
-                // What was sent has to be sent again.
-                if s.request_done {
-                    s.request_done = false;
-                    s.ended.get_or_insert(None);
-                }
+                s.again();
                 Then::Again
             } else if let Some(reason) = lost.reset.filter(|_| both_h2 || s.status != 0) {
                 Then::Propagate(reason)
