@@ -136,6 +136,16 @@ impl Capture {
     }
 }
 
+/// Reads once. The harness's signals interrupt reads that have a time limit.
+fn read(stream: &mut TcpStream, octets: &mut [u8]) -> std::io::Result<usize> {
+    loop {
+        match stream.read(octets) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
 /// Reads from a connection until a text has come.
 #[track_caller]
 fn read_until(stream: &mut TcpStream, end: &str) -> String {
@@ -143,7 +153,7 @@ fn read_until(stream: &mut TcpStream, end: &str) -> String {
     let mut seen = Vec::new();
     let mut octets = [0; 4096];
     while !String::from_utf8_lossy(&seen).contains(end) {
-        let n = stream.read(&mut octets).unwrap();
+        let n = read(stream, &mut octets).unwrap();
         assert!(n > 0, "ended before {end:?}: {:?}", String::from_utf8_lossy(&seen));
         seen.extend_from_slice(&octets[..n]);
     }
@@ -172,7 +182,7 @@ fn nothing_between_meshed_pods_is_readable() {
     std::thread::spawn(move || {
         while let Ok((mut stream, _)) = listener.accept() {
             let mut octets = [0; 100];
-            while let Ok(n @ 1..) = stream.read(&mut octets) {
+            while let Ok(n @ 1..) = read(&mut stream, &mut octets) {
                 let _ = stream.write_all(&octets[..n]);
             }
         }
@@ -208,7 +218,7 @@ fn a_server_that_speaks_first_is_heard_at_once() {
         while let Ok((mut stream, _)) = listener.accept() {
             let _ = stream.write_all(b"220 ready\r\n");
             let mut octets = [0; 100];
-            while let Ok(n @ 1..) = stream.read(&mut octets) {
+            while let Ok(n @ 1..) = read(&mut stream, &mut octets) {
                 let _ = stream.write_all(&octets[..n]);
             }
         }
