@@ -2,14 +2,18 @@
 //!
 //! A protocol whose server speaks first (SMTP, MySQL) looks like a client that says nothing. So when a client has been
 //! silent for [`SILENCE`], the server is connected to; whoever speaks first decides. No port list is needed for that, and
-//! nobody waits for the detection timeout.
+//! nobody waits for the detection timeout. Where a server has spoken first, it is connected to at once the next time
+//! ([`Speakers`]); if the client speaks first after all, that decides as ever.
 
 use std::{
+    cell::RefCell,
+    collections::HashMap,
     future::{Future, pending, poll_fn},
     io,
+    net::SocketAddr,
     pin::Pin,
     rc::Rc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::time::{sleep, timeout};
@@ -28,8 +32,56 @@ const SILENCE: Duration = Duration::from_millis(100);
 /// Octets in which HTTP must show.
 const HTTP_LIMIT: usize = 1024;
 
-/// The server that may speak first, and how long it may take to reach it.
-pub type Race<'a> = Option<(&'a Rc<Balancer>, Duration)>;
+/// How long it is remembered that a server speaks first.
+const REMEMBERED: Duration = Duration::from_secs(600);
+/// Destinations that are remembered; beyond, it starts anew.
+const KNOWN_SPEAKERS: usize = 1024;
+
+/// The server that may speak first.
+pub struct Racer<'a> {
+    /// Where to connect.
+    pub to: &'a Rc<Balancer>,
+    /// How long it may take to reach it.
+    pub limit: Duration,
+    /// It has spoken first before.
+    pub spoke: bool,
+}
+
+/// The server that may speak first, if one may.
+pub type Race<'a> = Option<Racer<'a>>;
+
+/// Destinations whose servers speak first.
+#[derive(Default)]
+pub struct Speakers(RefCell<HashMap<SocketAddr, Instant>>);
+
+impl Speakers {
+    /// True when the server has spoken first, and not too long ago.
+    pub fn spoke(&self, addr: SocketAddr, now: Instant) -> bool {
+        let known = self.0.borrow();
+        known.get(&addr).is_some_and(|at| now.saturating_duration_since(*at) < REMEMBERED)
+    }
+
+    /// Remembers an outcome of detection, as metrics name it.
+    pub fn note(&self, addr: SocketAddr, result: &'static str, now: Instant) {
+        let mut known = self.0.borrow_mut();
+        match result {
+            "server_first" => {}
+            // Nothing was seen that would speak against it.
+            "closed" => return,
+            _ => {
+                known.remove(&addr);
+                return;
+            }
+        }
+        if known.len() >= KNOWN_SPEAKERS {
+            known.retain(|_, at| now.saturating_duration_since(*at) < REMEMBERED);
+        }
+        if known.len() >= KNOWN_SPEAKERS {
+            known.clear();
+        }
+        known.insert(addr, now);
+    }
+}
 
 /// What was seen.
 pub enum Seen<T> {
@@ -106,7 +158,7 @@ async fn look<T>(
             None => pending().await,
         }
     };
-    let silence = sleep(SILENCE);
+    let silence = sleep(if race.as_ref().is_some_and(|r| r.spoke) { Duration::ZERO } else { SILENCE });
     tokio::pin!(give_up, silence);
     let outcome = loop {
         tokio::select! {
@@ -122,8 +174,8 @@ async fn look<T>(
                 }
             }
             () = &mut silence, if race.is_some() => {
-                if let Some((balancer, limit)) = race.take() {
-                    dialling = Some(Box::pin(balancer.connect(limit)));
+                if let Some(Racer { to, limit, .. }) = race.take() {
+                    dialling = Some(Box::pin(to.connect(limit)));
                 }
             }
             dialled = join(&mut dialling), if dialling.is_some() => {
@@ -195,4 +247,27 @@ pub async fn transport_header(io: &Io, limit: Duration) -> io::Result<TransportH
         }
     };
     timeout(limit, read).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_spoke_first_is_remembered_for_a_while() {
+        let (speakers, now) = (Speakers::default(), Instant::now());
+        let addr = |port| SocketAddr::from(([10, 0, 0, 1], port));
+        speakers.note(addr(25), "server_first", now);
+        assert!(speakers.spoke(addr(25), now + Duration::from_secs(1)));
+        assert!(!speakers.spoke(addr(80), now));
+        assert!(!speakers.spoke(addr(25), now + REMEMBERED), "not for ever");
+        speakers.note(addr(25), "closed", now);
+        assert!(speakers.spoke(addr(25), now));
+        speakers.note(addr(25), "http/1", now);
+        assert!(!speakers.spoke(addr(25), now), "the client was faster this time");
+        for port in 0..5000 {
+            speakers.note(addr(port), "server_first", now);
+        }
+        assert!(speakers.0.borrow().len() <= KNOWN_SPEAKERS);
+    }
 }

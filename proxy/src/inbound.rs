@@ -2,7 +2,7 @@
 //!
 //! accept → TLS or not → transport header → policy of the port → authorization → protocol → the application
 
-use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc, time::{Duration, Instant}};
 
 use tokio::{sync::watch, time::timeout};
 use weft_wire::{
@@ -13,7 +13,7 @@ use weft_wire::{
 
 use crate::{
     balancer::{Balancer, TcpUpstream},
-    detect::{self, Hello, Protocol, Seen},
+    detect::{self, Hello, Protocol, Racer, Seen},
     dial,
     http::{
         Conn, Failure, Kind, Plan, Router, apply_filters, downgrade_request, refuse_downgrade, serve as serve_http,
@@ -161,10 +161,14 @@ async fn carry(worker: &Rc<Worker>, io: &Rc<Io>, original: SocketAddr) -> Result
 
     // TLS or not. A connection that may be plain has a server that may speak first.
     let plain = (!direct).then(|| target(worker, original));
-    let racer = plain.as_ref().filter(|t| t.may_race(io.peer(), &Secured::Plain));
-    let race = racer.map(|t| (&t.app, side.http_failfast));
+    let race = plain.as_ref().and_then(|t| t.race(io.peer(), &Secured::Plain));
     let (secured, server) = match detect::hello(io, Some(limit), race).await.map_err(broken)? {
-        Seen::Ended => return Ok(()),
+        Seen::Ended => {
+            if let Some(target) = plain {
+                target.detected("closed");
+            }
+            return Ok(());
+        }
         Seen::Client(Hello::Tls(sni), server) => {
             drop(server);
             let own = worker.ctx.credentials.borrow().clone();
@@ -186,9 +190,18 @@ async fn carry(worker: &Rc<Worker>, io: &Rc<Io>, original: SocketAddr) -> Result
                 }
             }
         }
-        Seen::Client(Hello::Plain, server) | Seen::Silence(server) => (Secured::Plain, server),
+        Seen::Client(Hello::Plain, server) => (Secured::Plain, server),
+        Seen::Silence(server) => match plain {
+            // Who was silent that long is not waited for once more.
+            Some(target) if target.detects() => {
+                target.detected("read_timeout");
+                return target.relay(io, Secured::Plain, server).await;
+            }
+            _ => (Secured::Plain, server),
+        },
         Seen::Server(server) => {
             let Some(target) = plain else { return Ok(()) };
+            target.detected("server_first");
             return target.relay(io, Secured::Plain, Some(server)).await;
         }
     };
@@ -256,11 +269,30 @@ impl Target {
         current.clone()
     }
 
-    /// True when the application may be connected to before the client has said anything.
-    fn may_race(&self, client: SocketAddr, secured: &Secured) -> bool {
+    /// True when the policy has what is spoken detected.
+    fn detects(&self) -> bool {
+        matches!(self.policy().protocol, InboundProtocol::Detect { .. })
+    }
+
+    /// Counts an outcome of detection and remembers who spoke first.
+    fn detected(&self, result: &'static str) {
+        if !self.detects() {
+            return;
+        }
+        self.worker.ctx.metrics.inbound_detected(&self.policy().meta, self.addr.port(), result).incr();
+        self.worker.speakers.note(self.addr, result, Instant::now());
+    }
+
+    /// The application, if it may be connected to before the client has said anything.
+    fn race(&self, client: SocketAddr, secured: &Secured) -> Option<Racer<'_>> {
         let policy = self.policy();
-        matches!(policy.protocol, InboundProtocol::Opaque | InboundProtocol::Tls | InboundProtocol::Detect { .. })
-            && policy.authorize(client.ip(), secured.identity(), secured.is_mesh()).is_ok()
+        let fits =
+            matches!(policy.protocol, InboundProtocol::Opaque | InboundProtocol::Tls | InboundProtocol::Detect { .. });
+        if !fits || policy.authorize(client.ip(), secured.identity(), secured.is_mesh()).is_err() {
+            return None;
+        }
+        let spoke = self.worker.speakers.spoke(self.addr, Instant::now());
+        Some(Racer { to: &self.app, limit: self.worker.ctx.config.inbound.http_failfast, spoke })
     }
 
     fn accepted(&self, secured: &Secured) -> TcpMetrics {
@@ -308,31 +340,30 @@ impl Target {
                     }
                 }
                 InboundProtocol::Detect { timeout, .. } => {
-                    let race = (server.is_none() && self.may_race(io.peer(), &secured))
-                        .then_some((&self.app, self.worker.ctx.config.inbound.http_failfast));
-                    let count = |result| {
-                        self.worker.ctx.metrics.inbound_detected(&policy.meta, self.addr.port(), result).incr();
-                    };
+                    let race = if server.is_none() { self.race(io.peer(), &secured) } else { None };
                     match detect::protocol(io, Some(*timeout), race).await.map_err(broken)? {
-                        Seen::Ended => return Ok(()),
+                        Seen::Ended => {
+                            self.detected("closed");
+                            return Ok(());
+                        }
                         Seen::Client(Protocol::Http1, _) => {
-                            count("http/1");
+                            self.detected("http/1");
                             Some(Version::H11)
                         }
                         Seen::Client(Protocol::Http2, _) => {
-                            count("http/2");
+                            self.detected("http/2");
                             Some(Version::H2)
                         }
                         Seen::Client(Protocol::Opaque, other) => {
-                            count("not_http");
+                            self.detected("not_http");
                             return self.relay(io, secured, server.or(other)).await;
                         }
                         Seen::Server(other) => {
-                            count("not_http");
+                            self.detected("server_first");
                             return self.relay(io, secured, Some(other)).await;
                         }
                         Seen::Silence(other) => {
-                            count("read_timeout");
+                            self.detected("read_timeout");
                             return self.relay(io, secured, server.or(other)).await;
                         }
                     }

@@ -2,14 +2,14 @@
 //!
 //! accept → original destination → discovery → protocol (declared or detected) → route → backend → endpoint → connection
 
-use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc, time::{Duration, Instant}};
 
 use tokio::sync::watch;
 use weft_wire::{Request, Version};
 
 use crate::{
     balancer::{Balancer, TcpUpstream},
-    detect::{self, Hello, Protocol, Seen},
+    detect::{self, Hello, Protocol, Racer, Seen},
     dial,
     discover::{Error, Resolution},
     http::{Conn, Failure, Kind, Plan, Router, apply_filters, refuse_downgrade, serve as serve_http},
@@ -207,8 +207,13 @@ impl Target {
                 let route = opaque.find(None).filter(|r| r.refuse.is_none());
                 let backend = route.and_then(|r| r.backends.pick());
                 let racer = backend.and_then(|b| Some((self.balancer(b)?, b.queue.failfast)));
-                let race = racer.as_ref().map(|(balancer, limit)| (balancer, *limit));
-                let count = |result| self.worker.ctx.metrics.outbound_detected(&policy.meta, result).incr();
+                let speakers = &self.worker.speakers;
+                let spoke = speakers.spoke(self.addr, Instant::now());
+                let race = racer.as_ref().map(|(to, limit)| Racer { to, limit: *limit, spoke });
+                let count = |result| {
+                    self.worker.ctx.metrics.outbound_detected(&policy.meta, result).incr();
+                    speakers.note(self.addr, result, Instant::now());
+                };
                 match detect::protocol(&io, Some(*timeout), race).await.map_err(broken)? {
                     Seen::Client(Protocol::Http1, server) => {
                         drop(server);
@@ -227,14 +232,17 @@ impl Target {
                         self.relay(io, opaque, None, server).await
                     }
                     Seen::Server(server) => {
-                        count("not_http");
+                        count("server_first");
                         self.relay(io, opaque, None, Some(server)).await
                     }
                     Seen::Silence(server) => {
                         count("read_timeout");
                         self.relay(io, opaque, None, server).await
                     }
-                    Seen::Ended => Ok(()),
+                    Seen::Ended => {
+                        count("closed");
+                        Ok(())
+                    }
                 }
             }
         }

@@ -17,6 +17,7 @@ use crate::{
     admission::{Admission, Shed},
     balancer::Balancer,
     config::{Http2Config, ProxySide},
+    detect::Speakers,
     drain::Phase,
     http::{Conn, Exchange},
     inbound,
@@ -69,6 +70,8 @@ pub struct Worker {
     pub outbound: RefCell<HashMap<SocketAddr, Rc<outbound::Target>>>,
     /// Destinations of inbound connections.
     pub inbound: RefCell<HashMap<inbound::Key, Rc<inbound::Target>>>,
+    /// Destinations whose servers speak first.
+    pub speakers: Speakers,
     /// Balancers in use, by service and load measure.
     pub balancers: RefCell<Balancers>,
     /// Client connections, to tell them to drain.
@@ -109,6 +112,7 @@ impl Worker {
             timers: Timers::new(),
             outbound: RefCell::default(),
             inbound: RefCell::default(),
+            speakers: Speakers::default(),
             balancers: RefCell::default(),
             fronts: RefCell::default(),
             dirty: RefCell::default(),

@@ -1,17 +1,17 @@
-//! Watches over HTTP/2 connections: attacks are forgotten as time passes, and a server that has died without a word is
-//! noticed.
+//! Notices that a server has died without a word.
 //!
 //! A machine that is gone sends no reset. So while requests are outstanding on a connection to another proxy, and nothing
 //! was heard from it for a moment, it is pinged; proxies answer pings whatever their application does. One that does not
-//! is *suspect* at first: other endpoints are preferred, and requests that may be repeated go there. Once it hears again,
-//! it is as it was. One that stays silent is given up. Applications themselves are not pinged: some take that as an attack.
+//! is *suspect* at first: other endpoints are preferred, and requests that may be repeated go there. Once something is
+//! heard again, it is as it was. One that stays silent is given up. Applications themselves are not pinged: some take that
+//! for an attack.
 //!
-//! A connection that has nothing to do costs nothing here.
+//! A connection without outstanding requests costs nothing here.
 
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::{
@@ -28,11 +28,6 @@ const SUSPECT: u32 = 2;
 const GIVE_UP: u32 = 20;
 /// Beats between pings at most, while only pings are answered: long streams may be silent.
 const SLOWEST: u32 = 64;
-/// The other connections: how often they are looked at.
-const SECOND: Duration = Duration::from_secs(1);
-/// Seconds without input after which there is nothing to forget.
-const FORGOTTEN: u32 = 8;
-
 /// What is known about a connection's life.
 #[derive(Default)]
 pub(super) struct Liveness {
@@ -40,30 +35,24 @@ pub(super) struct Liveness {
     timer: Cell<Option<Key>>,
     /// Something was read since the last look.
     heard: Cell<bool>,
-    /// Looks without input, when nobody is waited for.
-    quiet: Cell<u32>,
     /// Beats since an unanswered ping.
     probes: Cell<u32>,
     /// Beats of silence before the next ping, less one.
     patience: Cell<u32>,
     suspect: RefCell<Option<Suspect>>,
-    ticked: Cell<Option<Instant>>,
 }
 
 impl Conn {
     /// Something was read.
-    pub(super) fn heard(self: &Rc<Self>) {
-        let live = &self.liveness;
-        live.heard.set(true);
-        if live.timer.get().is_none() && self.is_h2() {
-            self.beat_after(if self.is_probed() { BEAT } else { SECOND });
-        }
+    pub(super) fn heard(&self) {
+        self.liveness.heard.set(true);
     }
 
     /// A request was sent.
     pub(super) fn awaits(self: &Rc<Self>) {
         let live = &self.liveness;
-        if live.timer.get().is_some() && live.patience.replace(0) == 0 || !self.is_probed() {
+        let patience = live.patience.replace(0);
+        if live.timer.get().is_some() && patience == 0 || !self.is_probed() {
             return;
         }
         if let Some(key) = live.timer.take() {
@@ -82,39 +71,22 @@ impl Conn {
         self.is_h2() && self.upstream().is_some_and(|u| u.endpoint.identity.is_some())
     }
 
-    /// Time has passed.
+    /// Time has passed since a request was sent, or since the last look.
     pub fn beat(self: &Rc<Self>) {
         let live = &self.liveness;
         live.timer.set(None);
-        if self.is_over() {
+        if self.is_over() || self.load() == 0 && live.suspect.borrow().is_none() {
+            live.probes.set(0);
             live.suspect.take();
-            return;
-        }
-        self.tick();
-        if !self.is_probed() {
-            let quiet = if live.heard.replace(false) { 0 } else { live.quiet.get() + 1 };
-            live.quiet.set(quiet);
-            if quiet < FORGOTTEN {
-                self.beat_after(SECOND);
-            }
             return;
         }
         if live.heard.replace(false) {
             if live.probes.replace(0) > 0 {
+                // Streams may be silent for long.
                 live.patience.set((live.patience.get() * 2 + 1).min(SLOWEST));
             }
-            live.quiet.set(0);
             live.suspect.take();
             return self.beat_after(BEAT * (live.patience.get() + 1));
-        }
-        if self.load() == 0 && live.suspect.borrow().is_none() {
-            live.probes.set(0);
-            let quiet = live.quiet.get() + 1;
-            live.quiet.set(quiet);
-            if quiet < FORGOTTEN {
-                self.beat_after(SECOND);
-            }
-            return;
         }
         let probes = live.probes.get() + 1;
         live.probes.set(probes);
@@ -126,24 +98,6 @@ impl Conn {
             return self.give_up();
         }
         self.beat_after(BEAT);
-    }
-
-    /// Lets the codec forget, as the seconds pass.
-    fn tick(&self) {
-        let now = Instant::now();
-        let ticked = &self.liveness.ticked;
-        let Some(last) = ticked.get() else { return ticked.set(Some(now)) };
-        let seconds = now.saturating_duration_since(last).as_secs();
-        if seconds == 0 {
-            return;
-        }
-        ticked.set(Some(now));
-        if let Codec::H2(h2) = &mut *self.codec.borrow_mut() {
-            // After so many halvings nothing is left.
-            for _ in 0..seconds.min(32) {
-                h2.tick();
-            }
-        }
     }
 
     fn send_ping(self: &Rc<Self>) {

@@ -325,7 +325,7 @@ impl Metrics {
         self.counter(&families::INBOUND_TCP_AUTHZ_TERMINATE, &labels)
     }
 
-    /// Outcomes of inbound detection: `http/1`, `http/2`, `not_http`, `read_timeout` or `error`.
+    /// Outcomes of inbound detection: `http/1`, `http/2`, `not_http`, `server_first`, `read_timeout` or `closed`.
     pub fn inbound_detected(&self, server: &Meta, port: u16, result: &'static str) -> Counter {
         self.counter(&families::INBOUND_DETECT, &Labels::new([("result", result)]).server(server, port))
     }

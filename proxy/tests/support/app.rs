@@ -36,3 +36,58 @@ fn answer(mut stream: TcpStream, name: &str) {
 pub fn get(pod: &Pod, addr: std::net::SocketAddr, path: &str) -> (u16, String) {
     http_request(pod.connect(addr).unwrap(), "GET", path, "")
 }
+
+/// Answers every request of HTTP/1 and HTTP/2 with 200 and `name`, but for `/hang`, which it never answers. Ends when the
+/// returned handle is dropped: the listener and all connections are closed.
+pub fn web(listener: TcpListener, name: &str) -> Web {
+    listener.set_nonblocking(true).unwrap();
+    let name = bytes::Bytes::from(name.to_owned());
+    let (stop, mut stopped) = tokio::sync::watch::channel(());
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            let serve = async {
+                while let Ok((stream, _)) = listener.accept().await {
+                    let _ = stream.set_nodelay(true);
+                    tokio::spawn(serve(stream, name.clone()));
+                }
+            };
+            tokio::select! {
+                () = serve => {}
+                _ = stopped.changed() => {}
+            }
+        });
+    });
+    Web { stop: Some(stop), thread: Some(thread) }
+}
+
+/// A running application.
+pub struct Web {
+    stop: Option<tokio::sync::watch::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Drop for Web {
+    fn drop(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn serve(stream: tokio::net::TcpStream, name: bytes::Bytes) {
+    use hyper_util::{rt::TokioExecutor, rt::TokioIo, server::conn::auto};
+    let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+        let name = name.clone();
+        async move {
+            if request.uri().path() == "/hang" {
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, std::convert::Infallible>(hyper::Response::new(http_body_util::Full::new(name)))
+        }
+    });
+    // What ends a connection is the test's own doing.
+    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+}

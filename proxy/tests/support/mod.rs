@@ -14,12 +14,14 @@ use std::time::{Duration, Instant};
 pub mod app;
 pub mod bless;
 pub mod control;
+pub mod load;
 pub mod mesh;
 pub mod netns;
 pub mod policies;
 pub mod proxy;
 
 pub use control::FakeControl;
+pub use load::{Load, Speak};
 pub use mesh::{Mesh, Pod};
 pub use netns::Netns;
 pub use proxy::Proxy;

@@ -28,9 +28,16 @@ pub struct Builder {
     ns: Option<Netns>,
     env: BTreeMap<String, String>,
     dir: tempfile::TempDir,
+    wrapper: Vec<String>,
 }
 
 impl Builder {
+    /// Starts it by a command that is given the program and executes it in its place, such as `prlimit`.
+    pub fn wrapped(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(|w| (*w).to_owned()).collect();
+        self
+    }
+
     /// Sets a variable, named without its `LINKERD2_PROXY_` prefix.
     pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
         self.env.insert(format!("LINKERD2_PROXY_{name}"), value.into());
@@ -50,7 +57,15 @@ impl Builder {
 
     /// Starts it.
     pub fn spawn(self) -> Proxy {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_weft-proxy"));
+        let program = env!("CARGO_BIN_EXE_weft-proxy");
+        let mut command = match &self.wrapper[..] {
+            [] => Command::new(program),
+            [wrapper, args @ ..] => {
+                let mut command = Command::new(wrapper);
+                command.args(args).arg(program);
+                command
+            }
+        };
         command.env_clear().envs(&self.env).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = match &self.ns {
             Some(ns) => ns.enter(move || command.gid(PROXY_GID).spawn()),
@@ -115,7 +130,7 @@ impl Proxy {
             Some(ns) => control.listen_in(ns),
             None => control.listen(),
         };
-        Builder { identity: identity.into(), ns, env: BTreeMap::new(), dir }
+        Builder { identity: identity.into(), ns, env: BTreeMap::new(), dir, wrapper: Vec::new() }
             .env("IDENTITY_TRUST_ANCHORS", control.trust_anchors())
             .env("IDENTITY_TOKEN_FILE", token.to_str().unwrap())
             .env("IDENTITY_LOCAL_NAME", identity)
@@ -157,6 +172,16 @@ impl Proxy {
     /// Where its admin server listens; waits for it.
     #[track_caller]
     pub fn admin(&mut self) -> SocketAddr {
+        if self.ns.is_some() && self.log().is_empty() {
+            // What was configured. One whose log is lost can be asked as well.
+            let addr = SocketAddr::from(([127, 0, 0, 1], 4191));
+            let ns = self.ns.clone().unwrap();
+            eventually("the admin server", || {
+                assert!(!self.has_ended(), "the proxy has ended");
+                ns.connect(addr).ok()
+            });
+            return addr;
+        }
         eventually("the admin server", || {
             assert!(!self.has_ended(), "the proxy has ended: {}", self.log());
             let log = self.log();
