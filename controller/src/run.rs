@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use tonic::service::Routes;
 use tracing_subscriber::EnvFilter;
 use weft_core::kinds::Kind;
+use weft_core::names;
 
 /// What destination and policy read.
 const DISCOVERY_KINDS: &[Kind] = &[Kind::Namespace, Kind::Service, Kind::Pod, Kind::EndpointSlice];
@@ -133,8 +134,10 @@ async fn destination_servers(
     serve_admin(&mut servers, options.admin_addr, drain, telemetry, ready).await?;
     let discovery = destination::Server::new(index.clone(), mesh.clone(), drain.clone(), telemetry);
     servers.spawn(grpc::serve(grpc, Routes::new(DestinationServer::new(discovery)), drain.clone()));
-    let networks = options.cluster_networks.into();
-    let inbound = policy::inbound::Server::new(index.clone(), networks, drain.clone(), telemetry);
+    let scraper =
+        names::identity(names::METRICS_SERVICE, &mesh.controller_namespace, &mesh.controller_namespace, &mesh.trust_domain);
+    let rules = Arc::new(policy::inbound::Rules { cluster_networks: options.cluster_networks, scraper });
+    let inbound = policy::inbound::Server::new(index.clone(), rules, drain.clone(), telemetry);
     let outbound = policy::outbound::Server::new(index, mesh, drain.clone(), telemetry);
     let routes =
         Routes::new(InboundServerPoliciesServer::new(inbound)).add_service(OutboundPoliciesServer::new(outbound));

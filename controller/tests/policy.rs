@@ -123,6 +123,16 @@ async fn inbound_policies_follow_the_pod() {
     let server = policy("deny").await;
     assert!(server.authorizations.is_empty());
     assert_eq!(server.labels["name"], "deny");
+    // Nobody is let in but who scrapes the proxies: the mesh would be blind to its own pod.
+    let admin = client.get_port(port("shop:web-5d4f8-aaaaa", 4191)).await.unwrap().into_inner();
+    assert_eq!(admin.authorizations.len(), 1);
+    let Permit::MeshTls(tls) = permit(&admin.authorizations[0]) else { panic!("not by identity") };
+    let Some(Clients::Identities(clients)) = &tls.clients else { panic!("not by name") };
+    let names: Vec<&str> = clients.identities.iter().map(|i| i.name.as_str()).collect();
+    assert_eq!(names, ["weft-metrics.weft.serviceaccount.identity.weft.cluster.local"]);
+    let server = policy("audit").await;
+    assert_eq!(labelled(&server.authorizations[0]), ("", "default", "audit"));
+    assert!(matches!(permit(&server.authorizations[0]), Permit::Unauthenticated(_)));
     let server = policy("all-unauthenticated").await;
     assert_eq!(server.authorizations.len(), 1);
     let server = policy("all-authentificated").await;

@@ -14,12 +14,13 @@ use linkerd2_proxy_api::inbound::authn::{Permit, PermitMeshTls, PermitUnauthenti
 use linkerd2_proxy_api::inbound::inbound_server_policies_server::InboundServerPolicies;
 use linkerd2_proxy_api::inbound::proxy_protocol::{Detect, Kind, Opaque};
 use linkerd2_proxy_api::inbound::{
-    Authn, Authz, HttpRoute, IdentitySuffix, Network, PortSpec, ProxyProtocol, Server as InboundServer, http_route,
+    Authn, Authz, HttpRoute, Identity, IdentitySuffix, Network, PortSpec, ProxyProtocol, Server as InboundServer, http_route,
 };
 use serde::Deserialize;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
+use weft_core::names;
 
 const SERVICE: &str = "io.linkerd.proxy.inbound.InboundServerPolicies";
 const DETECT_TIMEOUT: prost_types::Duration = millis(10_000);
@@ -35,6 +36,8 @@ pub enum DefaultPolicy {
     ClusterUnauthenticated,
     /// Everyone with a mesh identity within the cluster's networks.
     ClusterAuthenticated,
+    /// Everyone, under a name that shows in the metrics: a step on the way to a restriction.
+    Audit,
     /// Nobody.
     Deny,
 }
@@ -47,24 +50,36 @@ impl DefaultPolicy {
             DefaultPolicy::AllAuthenticated => "all-authenticated",
             DefaultPolicy::ClusterUnauthenticated => "cluster-unauthenticated",
             DefaultPolicy::ClusterAuthenticated => "cluster-authenticated",
+            DefaultPolicy::Audit => "audit",
             DefaultPolicy::Deny => "deny",
         }
     }
 
     /// The policy of this name.
     pub fn parse(name: &str) -> Option<DefaultPolicy> {
-        use DefaultPolicy::{AllAuthenticated, AllUnauthenticated, ClusterAuthenticated, ClusterUnauthenticated, Deny};
-        [AllUnauthenticated, AllAuthenticated, ClusterUnauthenticated, ClusterAuthenticated, Deny]
+        use DefaultPolicy::{
+            AllAuthenticated, AllUnauthenticated, Audit, ClusterAuthenticated, ClusterUnauthenticated, Deny,
+        };
+        [AllUnauthenticated, AllAuthenticated, ClusterUnauthenticated, ClusterAuthenticated, Audit, Deny]
             .into_iter()
             .find(|policy| policy.name() == name.trim())
     }
+}
+
+/// What holds for every pod.
+#[derive(Debug)]
+pub struct Rules {
+    /// What counts as the cluster.
+    pub cluster_networks: Vec<IpNet>,
+    /// The identity of the component that scrapes the proxies: no policy shuts it out of their admin ports.
+    pub scraper: String,
 }
 
 /// The service.
 #[derive(Debug, Clone)]
 pub struct Server {
     index: Index,
-    cluster_networks: Arc<[IpNet]>,
+    rules: Arc<Rules>,
     drain: Drain,
     get: Method,
     watch: Method,
@@ -72,10 +87,10 @@ pub struct Server {
 
 impl Server {
     /// A service that answers from this index.
-    pub fn new(index: Index, cluster_networks: Arc<[IpNet]>, drain: Drain, telemetry: &Telemetry) -> Server {
+    pub fn new(index: Index, rules: Arc<Rules>, drain: Drain, telemetry: &Telemetry) -> Server {
         Server {
             index,
-            cluster_networks,
+            rules,
             drain,
             get: Method::new(telemetry, SERVICE, "GetPort"),
             watch: Method::new(telemetry, SERVICE, "WatchPort"),
@@ -91,9 +106,9 @@ impl Server {
         }
         tracing::debug!(%id, port, "watch inbound policy");
         let mut changed = Changed::default();
-        let networks = self.cluster_networks.clone();
+        let rules = self.rules.clone();
         Ok(watched(rx, self.drain.clone(), &self.watch, move |pod| match pod {
-            Some(pod) => Next::Send(changed.filter(server(&pod, port, &networks))),
+            Some(pod) => Next::Send(changed.filter(server(&pod, port, &rules))),
             None => Next::End(Status::not_found(format!("pod {id} is gone"))),
         }))
     }
@@ -102,7 +117,7 @@ impl Server {
         let (id, port) = parse(&spec)?;
         self.index.synced().await;
         let pod = self.index.pod(&id).ok_or_else(|| Status::not_found(format!("there is no pod {id}")))?;
-        Ok(server(&pod, port, &self.cluster_networks))
+        Ok(server(&pod, port, &self.rules))
     }
 }
 
@@ -154,7 +169,7 @@ fn parse(spec: &PortSpec) -> Result<(Id, u16), Status> {
 }
 
 /// The policy of a port of a pod.
-pub fn server(pod: &Pod, port: u16, cluster_networks: &[IpNet]) -> InboundServer {
+pub fn server(pod: &Pod, port: u16, rules: &Rules) -> InboundServer {
     let policy = match pod.inbound_policy.as_deref() {
         None => DefaultPolicy::AllUnauthenticated,
         Some(name) => DefaultPolicy::parse(name).unwrap_or_else(|| {
@@ -173,7 +188,10 @@ pub fn server(pod: &Pod, port: u16, cluster_networks: &[IpNet]) -> InboundServer
     InboundServer {
         protocol: Some(ProxyProtocol { kind: Some(protocol) }),
         server_ips: pod.ips.iter().map(|ip| (*ip).into()).collect(),
-        authorizations: authorization(policy, cluster_networks).into_iter().collect(),
+        authorizations: authorization(policy, &rules.cluster_networks)
+            .into_iter()
+            .chain((port == names::ADMIN_PORT).then(|| scraping(&rules.scraper)))
+            .collect(),
         labels: labels(policy.name()),
     }
 }
@@ -188,13 +206,19 @@ fn authorization(policy: DefaultPolicy, cluster_networks: &[IpNet]) -> Option<Au
     };
     let cluster = || cluster_networks.iter().map(|net| network(*net)).collect();
     let (networks, permit) = match policy {
-        DefaultPolicy::AllUnauthenticated => (all_networks(), unauthenticated()),
+        DefaultPolicy::AllUnauthenticated | DefaultPolicy::Audit => (all_networks(), unauthenticated()),
         DefaultPolicy::AllAuthenticated => (all_networks(), authenticated()),
         DefaultPolicy::ClusterUnauthenticated => (cluster(), unauthenticated()),
         DefaultPolicy::ClusterAuthenticated => (cluster(), authenticated()),
         DefaultPolicy::Deny => return None,
     };
     Some(authz(policy.name(), networks, permit))
+}
+
+fn scraping(identity: &str) -> Authz {
+    let identities = vec![Identity { name: identity.to_owned() }];
+    let clients = Clients::Identities(PermitClientIdentities { identities, suffixes: Vec::new() });
+    authz("scrape", all_networks(), Permit::MeshTls(PermitMeshTls { clients: Some(clients) }))
 }
 
 fn authz(name: &str, networks: Vec<Network>, permit: Permit) -> Authz {
@@ -266,6 +290,7 @@ mod tests {
     fn policies_have_names() {
         assert_eq!(DefaultPolicy::parse(" deny "), Some(DefaultPolicy::Deny));
         assert_eq!(DefaultPolicy::parse("cluster-authenticated"), Some(DefaultPolicy::ClusterAuthenticated));
+        assert_eq!(DefaultPolicy::parse("audit"), Some(DefaultPolicy::Audit));
         assert_eq!(DefaultPolicy::parse("everyone"), None);
         assert!(authorization(DefaultPolicy::Deny, &[]).is_none());
     }
