@@ -229,6 +229,10 @@ spec:
     let main = cluster.sh("all", "touch /tmp/weft-left-behind && ls /proc | grep -c '^[0-9]'").ok();
     assert!(main.trim().parse::<u32>().unwrap() < 10, "{main}");
     assert!(!std::path::Path::new("/tmp/weft-left-behind").exists());
+    // Nor is the cluster's own directory, which leads to its API.
+    let run_dir = cluster.run_dir();
+    assert!(run_dir.join("api.sock").exists());
+    assert_ne!(cluster.sh("all", &format!("test -e {}/api.sock", run_dir.display())).code, 0);
     // A changed ConfigMap is seen in the volume.
     cluster
         .apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: config}\ndata: {colour: red, file.conf: 'a = 2'}\n");
