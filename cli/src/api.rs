@@ -84,7 +84,11 @@ impl Api {
             Ok(Err(reason)) => return Err(cannot_connect(&format!("{hop}: {reason}"))),
             Err(_) => return Err(cannot_connect(&format!("{hop}: no answer within {} s", TIMEOUT.as_secs()))),
         };
-        read(&answer).map_err(|reason| Failure::new(format!("metrics API, {path}: {reason}")))
+        read(&answer).map_err(|reason| match answer.status {
+            // The question was wrong, and the reason says what about it.
+            400 => Failure::new(reason),
+            _ => Failure::new(format!("metrics API, {path}: {reason}")),
+        })
     }
 }
 

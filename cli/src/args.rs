@@ -53,8 +53,18 @@ pub enum Command {
     Edges(Edges),
     /// Check that the mesh works
     Check(Check),
+    /// Print the certificates that proxies show
+    Identity(Identity),
     /// Print the metrics of proxies
     Metrics(Metrics),
+    /// Show where the control plane sends what goes to an authority
+    #[command(visible_alias = "ep")]
+    Endpoints(Endpoints),
+    /// Ask the parts of the mesh what they know
+    #[command(subcommand, visible_alias = "dg")]
+    Diagnostics(DiagnosticsCommand),
+    /// Print the names of objects
+    Get(Get),
     /// Print the versions of this program and of the control plane
     Version(Version),
     /// Print a shell's completion script
@@ -73,6 +83,25 @@ pub enum VizCommand {
     Edges(Edges),
     /// Check that the mesh works
     Check(Check),
+    /// List the pods that have a proxy
+    List(List),
+}
+
+/// See [`Command::Diagnostics`].
+#[derive(Debug, Subcommand)]
+pub enum DiagnosticsCommand {
+    /// Show where the control plane sends what goes to an authority
+    #[command(visible_alias = "ep")]
+    Endpoints(Endpoints),
+    /// Show what the control plane tells proxies about an address
+    Profile(Profile),
+    /// Show the policy of a port of a pod or service
+    Policy(Policy),
+    /// Print the metrics of proxies
+    ProxyMetrics(Metrics),
+    /// Print the metrics of the control plane
+    #[command(visible_alias = "cp-metrics")]
+    ControllerMetrics(ControllerMetrics),
 }
 
 /// Form of the output of `stat` and `edges`.
@@ -128,7 +157,7 @@ pub struct Stat {
 /// Arguments of `weft edges`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Edges {
-    /// Type of the resources: deploy, po, ds, sts, job, cj, rs, rc
+    /// Type of the resources: deploy, po, ds, sts, job, cj, rs, rc, ns
     #[arg(value_name = "TYPE")]
     pub resource: String,
     /// Namespace of either end [default: default]
@@ -147,6 +176,7 @@ pub struct Edges {
 pub enum CheckOutput {
     /// Every check
     #[default]
+    #[value(alias = "basic")]
     Table,
     /// For programs
     Json,
@@ -180,6 +210,128 @@ pub struct Metrics {
     /// Namespace of the resource
     #[arg(short = 'n', long, default_value = "default", value_name = "NAMESPACE")]
     pub namespace: String,
+    /// Replace names of services and identities by hashes, to show the metrics to others
+    #[arg(long)]
+    pub obfuscate: bool,
+}
+
+/// Arguments of `weft identity`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Identity {
+    /// Pods, by name
+    #[arg(value_name = "PODS", required_unless_present = "selector")]
+    pub pods: Vec<String>,
+    /// Namespace of the pods
+    #[arg(short = 'n', long, default_value = "default", value_name = "NAMESPACE")]
+    pub namespace: String,
+    /// All pods with these labels, such as app=web,tier!=test
+    #[arg(short = 'l', long, value_name = "SELECTOR", value_parser = selector, conflicts_with = "pods")]
+    pub selector: Option<String>,
+}
+
+/// Form of the output of `endpoints`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum EndpointsOutput {
+    /// For people
+    #[default]
+    Table,
+    /// For programs
+    Json,
+}
+
+/// Arguments of `weft endpoints`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Endpoints {
+    /// Authorities, such as web-svc.emojivoto.svc.cluster.local:80
+    #[arg(required = true, value_name = "AUTHORITIES")]
+    pub authorities: Vec<String>,
+    /// What a proxy would say of itself: may change what it is told
+    #[arg(long, default_value = "", value_name = "TOKEN")]
+    pub token: String,
+    /// Ask this pod of the destination component
+    #[arg(long, value_name = "POD")]
+    pub destination_pod: Option<String>,
+    /// Form of the output
+    #[arg(short = 'o', long, value_enum, default_value_t)]
+    pub output: EndpointsOutput,
+}
+
+/// Form of the output of messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs, reason = "the variants are the formats' names")]
+pub enum MessageOutput {
+    Json,
+    Yaml,
+}
+
+/// Arguments of `weft diagnostics profile`.
+#[derive(Debug, Clone, Args)]
+pub struct Profile {
+    /// An address or authority with a port, such as 10.244.0.8:8080
+    #[arg(value_name = "ADDRESS")]
+    pub address: String,
+    /// What a proxy would say of itself: may change what it is told
+    #[arg(long, default_value = "", value_name = "TOKEN")]
+    pub token: String,
+    /// Ask this pod of the destination component
+    #[arg(long, value_name = "POD")]
+    pub destination_pod: Option<String>,
+    /// Form of the output
+    #[arg(short = 'o', long, value_enum, default_value_t = MessageOutput::Json)]
+    pub output: MessageOutput,
+}
+
+/// Arguments of `weft diagnostics policy`.
+#[derive(Debug, Clone, Args)]
+pub struct Policy {
+    /// po/NAME: who may connect to it; svc/NAME: where proxies send what goes to it
+    #[arg(value_name = "RESOURCE")]
+    pub resource: String,
+    /// Port of the resource
+    #[arg(value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: u16,
+    /// Namespace of the resource
+    #[arg(short = 'n', long, default_value = "default", value_name = "NAMESPACE")]
+    pub namespace: String,
+    /// Who asks, where the resource is a service: NAMESPACE:POD
+    #[arg(long, default_value = "default:diagnostics", value_name = "TOKEN")]
+    pub token: String,
+    /// Ask this pod of the destination component
+    #[arg(long, value_name = "POD")]
+    pub destination_pod: Option<String>,
+    /// Form of the output
+    #[arg(short = 'o', long, value_enum, default_value_t = MessageOutput::Yaml)]
+    pub output: MessageOutput,
+}
+
+/// Arguments of `weft diagnostics controller-metrics`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ControllerMetrics {
+    /// How long it may take, such as 30s
+    #[arg(short = 'w', long, default_value = "30s", value_parser = duration_seconds, value_name = "DURATION")]
+    pub wait: u64,
+}
+
+/// Arguments of `weft get`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Get {
+    /// pods
+    #[arg(value_name = "TYPE")]
+    pub resource: String,
+    /// Where to look, and how much.
+    #[command(flatten)]
+    pub list: List,
+}
+
+/// Arguments of `weft viz list`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct List {
+    /// Namespace of the pods
+    #[arg(short = 'n', long, default_value = "default", value_name = "NAMESPACE")]
+    pub namespace: String,
+    /// Pods of all namespaces
+    #[arg(short = 'A', long)]
+    pub all_namespaces: bool,
 }
 
 /// Arguments of `weft version`.
@@ -191,6 +343,12 @@ pub struct Version {
     /// Only this program's version
     #[arg(long)]
     pub client: bool,
+    /// Also the versions of proxies
+    #[arg(long)]
+    pub proxy: bool,
+    /// Namespace of the proxies; all by default
+    #[arg(short = 'n', long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
 }
 
 /// Arguments of `weft completion`.

@@ -1,7 +1,8 @@
 //! What `weft check` checks, in order.
 
 use crate::check::{Runner, Severity};
-use crate::{VERSION, api, metrics};
+use crate::pods::{ended, meshed, name, namespace, text};
+use crate::{VERSION, api};
 use serde_json::Value;
 use std::cell::Cell;
 use std::future::Future;
@@ -204,9 +205,9 @@ async fn data_plane(runner: &mut Runner, cluster: &impl Cluster, options: &Optio
     runner
         .check("data plane proxies are ready", Severity::FATAL_RETRY, &hint, async || {
             let pods = cluster.objects("pods", scope).await?;
-            let meshed: Vec<&Value> = pods.iter().filter(|p| metrics::meshed(p) && !ended(p)).collect();
-            count.set(meshed.len());
-            match meshed.iter().find(|p| !proxy_ready(p)) {
+            let with_proxy: Vec<&Value> = pods.iter().filter(|p| meshed(p) && !ended(p)).collect();
+            count.set(with_proxy.len());
+            match with_proxy.iter().find(|p| !proxy_ready(p)) {
                 None => Ok(()),
                 Some(pod) => {
                     Err(format!("the proxy of {}/{} is not ready: {}", namespace(pod), name(pod), why_not_ready(pod)))
@@ -239,7 +240,7 @@ async fn data_plane(runner: &mut Runner, cluster: &impl Cluster, options: &Optio
             let lacking = pods.iter().find(|pod| {
                 let of_namespace = || namespaces.iter().find(|n| name(n) == namespace(pod)).and_then(asks);
                 let host = pod.pointer("/spec/hostNetwork").and_then(Value::as_bool) == Some(true);
-                !ended(pod) && !host && !metrics::meshed(pod) && asks(pod).or_else(of_namespace) == Some(true)
+                !ended(pod) && !host && !meshed(pod) && asks(pod).or_else(of_namespace) == Some(true)
             });
             match lacking {
                 None => Ok(()),
@@ -250,7 +251,7 @@ async fn data_plane(runner: &mut Runner, cluster: &impl Cluster, options: &Optio
     runner
         .check("data plane and cli versions match", Severity::WARNING, "`weft version`", async || {
             let pods = cluster.objects("pods", scope).await?;
-            for pod in pods.iter().filter(|p| metrics::meshed(p) && !ended(p)) {
+            for pod in pods.iter().filter(|p| meshed(p) && !ended(p)) {
                 let annotations = pod.pointer("/metadata/annotations");
                 let version = annotations.and_then(|a| a.get(inject::ANNOTATION_PROXY_VERSION)).and_then(Value::as_str);
                 same_version(&format!("proxy of {}/{}", namespace(pod), name(pod)), version.unwrap_or("unknown"))?;
@@ -273,27 +274,11 @@ fn decode(base64: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-fn text<'a>(object: &'a Value, path: &str) -> &'a str {
-    object.pointer(path).and_then(Value::as_str).unwrap_or_default()
-}
-
-fn name(object: &Value) -> &str {
-    text(object, "/metadata/name")
-}
-
-fn namespace(object: &Value) -> &str {
-    text(object, "/metadata/namespace")
-}
-
 /// The Deployment of a pod; empty when it has none.
 fn workload(pod: &Value) -> String {
     let metadata = pod.get("metadata").cloned().and_then(|m| serde_json::from_value(m).ok());
     let workload = metadata.map(|m| weft_core::owner::workload(&m));
     workload.filter(|w| w.kind == "deployment").map(|w| w.name).unwrap_or_default()
-}
-
-fn ended(pod: &Value) -> bool {
-    matches!(text(pod, "/status/phase"), "Succeeded" | "Failed") || !text(pod, "/metadata/deletionTimestamp").is_empty()
 }
 
 fn ready(pod: &Value) -> bool {

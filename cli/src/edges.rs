@@ -33,17 +33,33 @@ pub fn request(args: &Edges) -> Result<EdgesRequest, Failure> {
             "Edges cannot be returned for a specific resource name; remove {name} from query"
         )));
     }
-    if ["authority", "service", "all", "namespace"].contains(&resource.kind) {
+    if ["authority", "service", "all"].contains(&resource.kind) {
         return Err(Failure::new(format!("Resource type is not supported: {}", resource.kind)));
     }
-    let namespace = (!args.all_namespaces).then(|| in_namespace(&args.namespace));
+    let namespace = match resource.kind {
+        _ if args.all_namespaces => None,
+        // Namespaces are in none: all are meant, unless one is named.
+        "namespace" => args.namespace.clone(),
+        _ => Some(in_namespace(&args.namespace)),
+    };
     Ok(EdgesRequest { kind: resource.kind.into(), namespace })
 }
 
 /// Table or JSON; nothing when a table would have no rows.
 pub fn render(mut edges: Vec<Edge>, output: Output) -> Option<String> {
+    for edge in &mut edges {
+        // Namespaces themselves are in none.
+        for (namespace, name) in [(&mut edge.src_namespace, &edge.src), (&mut edge.dst_namespace, &edge.dst)] {
+            if namespace.is_empty() {
+                namespace.clone_from(name);
+            }
+        }
+    }
     edges.sort_by(|a, b| {
-        let key = |e: &Edge| [&e.src_namespace, &e.dst_namespace, &e.src, &e.dst].map(String::clone);
+        let key = |e: &Edge| {
+            [&e.src_namespace, &e.dst_namespace, &e.src, &e.dst, &e.no_tls_reason, &e.client_id, &e.server_id]
+                .map(String::clone)
+        };
         key(a).cmp(&key(b))
     });
     if output == Output::Json {
@@ -60,7 +76,7 @@ pub fn render(mut edges: Vec<Edge>, output: Output) -> Option<String> {
     }
     names.push("SECURED");
     let columns: Vec<Column> = names.into_iter().map(|name| Column::new(name, Align::Left)).collect();
-    let rows = edges.iter().map(|edge| {
+    let cells = |edge: &Edge| {
         let mut cells =
             vec![edge.src.clone(), edge.dst.clone(), edge.src_namespace.clone(), edge.dst_namespace.clone()];
         if output == Output::Wide {
@@ -68,8 +84,11 @@ pub fn render(mut edges: Vec<Edge>, output: Output) -> Option<String> {
         }
         cells.push(if edge.no_tls_reason.is_empty() { "√".into() } else { edge.no_tls_reason.clone() });
         cells
-    });
-    Some(render_table(&columns, &rows.collect::<Vec<_>>()))
+    };
+    let mut rows: Vec<Vec<String>> = edges.iter().map(cells).collect();
+    // What differs only in what is not shown.
+    rows.dedup();
+    Some(render_table(&columns, &rows))
 }
 
 /// Service account and namespace, which are the first two labels of an identity.

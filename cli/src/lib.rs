@@ -6,16 +6,24 @@
 
 pub mod api;
 pub mod args;
+pub mod certificate;
 pub mod check;
 mod checks;
+pub mod diagnostics;
 pub mod edges;
+pub mod endpoints;
+pub mod grpc;
+pub mod identity;
 pub mod inject;
+pub mod messages;
 pub mod metrics;
+pub mod pods;
 pub mod resource;
 pub mod stat;
 pub mod table;
+pub mod version;
 
-use args::{Cli, Command, VizCommand};
+use args::{Cli, Command, DiagnosticsCommand as Diagnostics, VizCommand};
 use clap::{CommandFactory, FromArgMatches};
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -92,8 +100,17 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Stat(args) | Command::Viz(VizCommand::Stat(args)) => stat::run(args, control).await,
         Command::Edges(args) | Command::Viz(VizCommand::Edges(args)) => edges::run(args, control).await,
         Command::Check(args) | Command::Viz(VizCommand::Check(args)) => check::run(args, control).await,
-        Command::Metrics(args) => metrics::run(args).await,
-        Command::Version(args) => version(args, control).await,
+        Command::Identity(args) => identity::run(args).await,
+        Command::Metrics(args) | Command::Diagnostics(Diagnostics::ProxyMetrics(args)) => metrics::run(args).await,
+        Command::Endpoints(args) | Command::Diagnostics(Diagnostics::Endpoints(args)) => {
+            endpoints::run(args, control).await
+        }
+        Command::Diagnostics(Diagnostics::Profile(args)) => diagnostics::profile(args, control).await,
+        Command::Diagnostics(Diagnostics::Policy(args)) => diagnostics::policy(args, control).await,
+        Command::Diagnostics(Diagnostics::ControllerMetrics(args)) => metrics::of_controller(args, control).await,
+        Command::Get(args) => pods::get(args).await,
+        Command::Viz(VizCommand::List(args)) => pods::list(args).await,
+        Command::Version(args) => version::run(args, control).await,
         Command::Completion(args) => {
             let shell = match args.shell {
                 args::Shell::Bash => clap_complete::Shell::Bash,
@@ -106,25 +123,6 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             Ok(ExitCode::SUCCESS)
         }
     }
-}
-
-async fn version(args: args::Version, control: &str) -> Result<ExitCode, Failure> {
-    let server = if args.client {
-        None
-    } else {
-        let asked = async { api::Api::connect(control).await?.check().await };
-        let answer = tokio::time::timeout(std::time::Duration::from_secs(5), asked).await;
-        Some(answer.ok().and_then(Result::ok).map_or_else(|| "unavailable".to_owned(), |answer| answer.version))
-    };
-    let mut text = match args.short {
-        true => format!("{VERSION}\n"),
-        false => format!("Client version: {VERSION}\n"),
-    };
-    if let Some(server) = server {
-        text.push_str(&if args.short { format!("{server}\n") } else { format!("Server version: {server}\n") });
-    }
-    print(&text);
-    Ok(ExitCode::SUCCESS)
 }
 
 /// The version of this program.

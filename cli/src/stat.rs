@@ -15,13 +15,19 @@ use weft_core::api::{ResourceRef, StatRequest, StatRow};
 pub async fn run(args: Stat, control: &str) -> Result<ExitCode, Failure> {
     let requests = requests(&args)?;
     let api = api::Api::connect(control).await?;
-    let mut rows = Vec::new();
+    let (mut rows, mut seconds) = (Vec::new(), args.time_window);
     for request in &requests {
-        rows.extend(api.stat(request).await?.rows);
+        let answer = api.stat(request).await?;
+        rows.extend(answer.rows);
+        // Nothing is said by a control plane that is older than this program.
+        seconds = if answer.window_seconds == 0 { seconds } else { seconds.min(answer.window_seconds) };
     }
     match render(rows, &args) {
         Some(text) => print(&text),
         None => eprintln!("No traffic found."),
+    }
+    if seconds < args.time_window {
+        eprintln!("Note: the control plane keeps metrics for {seconds}s; that is what is shown.");
     }
     Ok(ExitCode::SUCCESS)
 }

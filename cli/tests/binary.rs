@@ -51,12 +51,36 @@ fn usage_errors_are_exit_code_1() {
         "check -o xml",
         "inject",
         "metrics po",
+        "identity",
+        "identity web-1 -l app=web",
+        "identity -l =",
+        "endpoints",
+        "endpoints web:80 -o yaml",
+        "diagnostics",
+        "diagnostics dance",
+        "diagnostics profile",
+        "diagnostics profile a:80 b:80",
+        "diagnostics policy po/web",
+        "diagnostics policy po/web 0",
+        "diagnostics policy po/web 65536",
+        "diagnostics policy po 80",
+        "diagnostics policy deploy/web 80",
+        "diagnostics policy web 80",
+        "diagnostics proxy-metrics",
+        "diagnostics controller-metrics -w x",
+        "diagnostics controller-metrics extra",
+        "get",
+        "get services",
+        "get po/web",
+        "viz",
+        "viz list extra",
     ] {
         let (code, stdout, stderr) = weft.run(line);
         assert_eq!((code, stdout.as_str()), (1, ""), "{line}: {stderr}");
         assert!(!stderr.is_empty(), "{line}");
     }
-    for line in ["--help", "stat --help", "viz edges --help", "--version"] {
+    for line in ["--help", "stat --help", "viz edges --help", "dg ep --help", "diagnostics policy --help", "--version"]
+    {
         let (code, stdout, stderr) = weft.run(line);
         assert_eq!((code, stderr.as_str()), (0, ""), "{line}");
         assert!(!stdout.is_empty(), "{line}");
@@ -66,9 +90,24 @@ fn usage_errors_are_exit_code_1() {
 #[test]
 fn without_a_cluster_the_message_says_what_to_do() {
     let weft = Weft::new();
-    for line in
-        ["stat deploy", "viz stat deploy -o json", "edges po", "metrics deploy/web", "inject --manual tests/golden"]
-    {
+    for line in [
+        "stat deploy",
+        "viz stat deploy -o json",
+        "edges po",
+        "metrics deploy/web",
+        "inject --manual tests/golden",
+        "identity web-1",
+        "endpoints web:80",
+        "ep web:80",
+        "diagnostics endpoints web:80",
+        "dg profile 10.0.0.1:80",
+        "diagnostics policy po/web 80",
+        "diagnostics policy svc/web 80 -o json",
+        "diagnostics proxy-metrics po/web",
+        "diagnostics cp-metrics",
+        "get pods -A",
+        "viz list",
+    ] {
         let (code, stdout, stderr) = weft.run(line);
         assert_eq!((code, stdout.as_str()), (1, ""), "{line}: {stderr}");
         assert!(stderr.contains("Cannot connect to the cluster"), "{line}: {stderr}");
@@ -95,6 +134,8 @@ fn versions() {
     let expected = format!("Client version: {version}\nServer version: unavailable\n");
     assert_eq!(weft.run("version"), (0, expected, String::new()));
     assert_eq!(weft.run("version --short").1, format!("{version}\nunavailable\n"));
+    let expected = format!("{version}\nunavailable\nProxy versions: unavailable\n");
+    assert_eq!(weft.run("version --short --proxy"), (0, expected, String::new()));
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! Tables and JSON from canned answers, against golden files (`WEFT_BLESS=1` rewrites them).
 
 use clap::Parser;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 use weft::args::{Cli, Command, ManifestOutput, Output, Stat, VizCommand};
-use weft::{edges, inject, metrics, stat};
+use weft::{edges, inject, metrics, pods, stat, version};
 use weft_core::api::{Edge, EdgesRequest, ResourceRef, StatRequest, StatRow};
 use weft_core::inject::InjectConfig;
 
@@ -149,6 +149,18 @@ fn edges_tables() {
     compare("edges.txt", &edges::render(some_edges(), Output::Table).unwrap());
     compare("edges_wide.txt", &edges::render(some_edges(), Output::Wide).unwrap());
     compare("edges.json", &edges::render(some_edges(), Output::Json).unwrap());
+    // Of namespaces, whose pods have many identities.
+    let between = |account: &str| Edge {
+        src: "shop".into(),
+        dst: "bank".into(),
+        client_id: format!("{account}.shop.serviceaccount.identity.weft.cluster.local"),
+        server_id: "till.bank.serviceaccount.identity.weft.cluster.local".into(),
+        ..Edge::default()
+    };
+    let namespaces = vec![between("web"), between("app")];
+    let table = "SRC    DST    SRC_NS   DST_NS   SECURED\nshop   bank   shop     bank     √      \n";
+    assert_eq!(edges::render(namespaces.clone(), Output::Table).as_deref(), Some(table));
+    assert_eq!(edges::render(namespaces, Output::Wide).unwrap().lines().count(), 3);
     assert_eq!(edges::render(Vec::new(), Output::Table), None);
     assert_eq!(edges::render(Vec::new(), Output::Json).as_deref(), Some("[]\n"));
 }
@@ -165,6 +177,10 @@ fn edges_requests() {
     assert_eq!(ask("po"), Ok(request(Some("default"))));
     assert_eq!(ask("po -n x"), Ok(request(Some("x"))));
     assert_eq!(ask("pods -A"), Ok(request(None)));
+    let namespaces =
+        |namespace: Option<&str>| EdgesRequest { kind: "namespace".into(), namespace: namespace.map(str::to_owned) };
+    assert_eq!(ask("ns"), Ok(namespaces(None)));
+    assert_eq!(ask("ns -n x"), Ok(namespaces(Some("x"))));
     for wrong in ["po/a", "svc", "au", "all", "widget"] {
         assert!(ask(wrong).is_err(), "{wrong}");
     }
@@ -179,6 +195,58 @@ fn metrics_of_pods() {
     );
     let failed = Err("refused".to_owned());
     assert_eq!(metrics::render("web-2", 2, 2, &failed), "#\n# POD web-2 (2 of 2)\n#\n# ERROR: refused\n");
+}
+
+#[test]
+fn metrics_of_the_control_plane() {
+    let ok = Ok("a 1\n".to_owned());
+    let text = metrics::render_container("weft-identity-1", "identity", 1, 3, &ok);
+    assert_eq!(text, "#\n# POD weft-identity-1 (1 of 3)\n# CONTAINER identity\n#\na 1\n");
+    let failed = Err("refused".to_owned());
+    let text = metrics::render_container("weft-identity-1", "identity", 2, 3, &failed);
+    assert_eq!(text, "#\n# POD weft-identity-1 (2 of 3)\n# ERROR refused\n");
+}
+
+#[test]
+fn metrics_without_names() {
+    let metrics = "\
+# HELP request_total {authority=\"x\"}
+request_total{direction=\"outbound\",authority=\"web-svc\",tls=\"true\"} 5
+request_total{authority=\"a\\\"b\\\\\", client_id=\"\"} 1 1700000000
+process_start_time_seconds 7
+odd{authority=\"web-svc
+odd{} 1
+";
+    let expected = "\
+# HELP request_total {authority=\"x\"}
+request_total{direction=\"outbound\",authority=\"7c42eef8\",tls=\"true\"} 5
+request_total{authority=\"6867941a\", client_id=\"e3b0c442\"} 1 1700000000
+process_start_time_seconds 7
+odd{authority=\"web-svc
+odd{} 1
+";
+    assert_eq!(metrics::obfuscate(metrics), expected);
+}
+
+#[test]
+fn pods_and_versions() {
+    let pod = |name: &str, version: Option<&str>| {
+        let containers = if version.is_some() { json!([{"name": "a"}, {"name": "linkerd-proxy"}]) } else { json!([]) };
+        json!({
+            "metadata": {"name": name, "namespace": "shop", "annotations": {"linkerd.io/proxy-version": version}},
+            "spec": {"containers": containers},
+            "status": {"phase": "Running"},
+        })
+    };
+    let mut ended = pod("job", Some("0.0.9"));
+    ended["status"]["phase"] = "Succeeded".into();
+    let list =
+        [pod("web", Some("0.2.0")), pod("db", Some("0.2.0")), pod("old", Some("0.1.0")), pod("plain", None), ended];
+    assert_eq!(pods::names_of(&list[..4]), "shop/web\nshop/db\nshop/old\nshop/plain\n");
+    assert_eq!(pods::render(&list[1..4]), "Meshed pods:\n\t* shop/db\n\t* shop/old\n");
+    assert_eq!(pods::render(&list[3..4]), "No meshed pods found\n");
+    assert_eq!(version::proxies(&list), "Proxy versions:\n\t0.1.0 (1 pods)\n\t0.2.0 (2 pods)\n");
+    assert_eq!(version::proxies(&list[3..]), "Proxy versions: unavailable\n");
 }
 
 const MANIFEST: &str = "\

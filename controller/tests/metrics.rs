@@ -285,6 +285,17 @@ async fn stat_shows_what_goes_from_one_to_another() {
     let rows = mesh.stat(json!({"kind": "pod", "window_seconds": window, "from": from})).await;
     assert_eq!(names(&rows), ["pod/legacy", "pod/web-5d4f8-aaaaa"]);
     assert_eq!((rows[0].rps, rows[0].tcp_open_connections), (None, Some(2)));
+    // Services and authorities are on the way to something, or not.
+    for kind in ["service", "authority"] {
+        let rows = mesh.stat(json!({"kind": kind, "window_seconds": window, "to": to})).await;
+        assert_eq!((rows.len(), rows[0].success, rows[0].latency_ms_p50), (1, Some(0.9), Some(6)), "{kind}");
+        let elsewhere = json!({"kind": "deployment", "name": "idle"});
+        assert!(mesh.stat(json!({"kind": kind, "to": elsewhere})).await.is_empty(), "{kind}");
+    }
+    let rows = mesh.stat(json!({"kind": "all", "window_seconds": window, "to": to})).await;
+    assert_eq!(names(&rows), ["deployment/vote", "pod/vote-5d4f8-bbbbb", "service/web-svc"]);
+    // What has ended is hidden, but no mistake.
+    assert!(mesh.stat(json!({"kind": "pod", "name": "done"})).await.is_empty());
     let from = json!({"kind": "deployment", "name": "idle"});
     assert!(mesh.stat(json!({"kind": "deployment", "from": from})).await.is_empty());
 
@@ -293,7 +304,9 @@ async fn stat_shows_what_goes_from_one_to_another() {
         json!({"kind": ""}),
         json!({"kind": "deployment", "to": {"kind": "planet"}}),
         json!({"kind": "deployment", "to": to, "from": to}),
-        json!({"kind": "service", "to": to}),
+        json!({"kind": "deployment", "name": "wep"}),
+        json!({"kind": "deployment", "name": "web", "namespace": "elsewhere"}),
+        json!({"kind": "namespace", "name": "elsewhere"}),
         json!({"kind": "deployment", "selector": "a=(b"}),
         json!({"kind": 7}),
         json!([]),
@@ -302,6 +315,10 @@ async fn stat_shows_what_goes_from_one_to_another() {
         assert_eq!(status, 400, "{bad}: {text}");
         assert!(!serde_json::from_str::<ApiError>(&text).unwrap().error.is_empty());
     }
+    let (_, text) = mesh.post("/api/stat", json!({"kind": "pod", "name": "x", "namespace": "shop"})).await;
+    assert_eq!(text.trim_end(), r#"{"error":"pod \"x\" not found in namespace shop"}"#);
+    let (_, text) = mesh.post("/api/stat", json!({"kind": "pod", "window_seconds": 100_000})).await;
+    assert_eq!(serde_json::from_str::<StatResponse>(&text).unwrap().window_seconds, 900);
     assert_eq!(mesh.post("/api/nothing", json!({})).await.0, 404);
     assert_eq!(request(mesh.controller.addr("metrics"), "GET", "/api/stat", None).await.0, 405);
     assert_eq!(mesh.post("/api/stat", json!({"kind": "x".repeat(100_000)})).await.0, 400);

@@ -43,9 +43,12 @@ pub struct ResourceRef {
 
 /// Rows, sorted by kind, namespace and name.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct StatResponse {
     /// One row a resource.
     pub rows: Vec<StatRow>,
+    /// Seconds that were looked back: fewer than asked for where less is kept.
+    pub window_seconds: u64,
 }
 
 /// One resource. Traffic figures are absent where there was no traffic in the window.

@@ -4,7 +4,7 @@ use super::store::{Peer, Store};
 use crate::index::Index;
 use crate::index::pod::{Id, Pod};
 use crate::index::service::Service;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use weft_core::api::ResourceRef;
@@ -156,6 +156,8 @@ pub struct Resources {
     labels: BTreeMap<Resource, BTreeMap<String, String>>,
     owners: HashMap<Resource, Resource>,
     alive: BTreeSet<Id>,
+    /// ReplicaSets without pods, which no list shows.
+    past: HashSet<Resource>,
 }
 
 impl Resources {
@@ -170,6 +172,7 @@ impl Resources {
             pods: store.pods().chain(&now).map(|pod| (pod.id.clone(), pod.clone())).collect(),
             labels: BTreeMap::new(),
             owners: HashMap::new(),
+            past: HashSet::new(),
         };
         for (name, labels) in index.namespaces() {
             resources.labels.insert(Resource::new(Type::Namespace, "", &name), labels);
@@ -183,7 +186,9 @@ impl Resources {
                 resources.owners.insert(resource.clone(), Resource::new(kind, &key.namespace, name));
             }
             // Those without pods are the past of a Deployment.
-            if kind != Type::ReplicaSet {
+            if kind == Type::ReplicaSet {
+                resources.past.insert(resource);
+            } else {
                 resources.labels.insert(resource, workload.labels.clone());
             }
         }
@@ -223,6 +228,11 @@ impl Resources {
             wanted.matches(resource) && (selector.is_empty() || selector.matches(Some(labels)))
         });
         all.map(|(resource, _)| resource.clone()).collect()
+    }
+
+    /// Whether anything is meant, also what has no traffic, has ended or was there a while ago.
+    pub fn exists(&self, wanted: &Wanted) -> bool {
+        self.labels.keys().chain(self.members.keys()).chain(&self.past).any(|resource| wanted.matches(resource))
     }
 
     /// Whether the pod is there now.

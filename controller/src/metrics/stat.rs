@@ -1,7 +1,7 @@
 //! `stat`: one row a resource, with what came into it, or what went from one resource to another.
 
 use super::resources::{Resource, Resources, Type, Wanted};
-use super::store::{Peer, Side, Store, Traffic};
+use super::store::{Peer, Side, Store, Traffic, WINDOW};
 use crate::index::pod::Id;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -33,12 +33,6 @@ pub fn stat(store: &Store, resources: &Resources, asked: &StatRequest, now: f64)
     let view = View { store, resources, direction, now, seconds, peers: peers(store, resources) };
     let mut rows = Vec::new();
     for kind in kinds {
-        if matches!((&view.direction, kind), (Direction::To(_), Type::Service | Type::Authority)) {
-            if asked.kind == "all" {
-                continue;
-            }
-            return Err(format!("a {} sends nothing by itself; ask for traffic to it", kind.name()));
-        }
         let wanted = Wanted::parse(&ResourceRef {
             kind: kind.name().to_owned(),
             name: asked.name.clone(),
@@ -48,10 +42,16 @@ pub fn stat(store: &Store, resources: &Resources, asked: &StatRequest, now: f64)
             Type::Authority => view.authorities(&wanted),
             _ => resources.list(&wanted, &selector),
         };
+        // A name that is nowhere is a mistake; one without traffic is not.
+        let can_be_wrong = asked.kind != "all" && kind != Type::Authority;
+        if let Some(name) = wanted.name.as_ref().filter(|_| can_be_wrong && !resources.exists(&wanted)) {
+            let place = wanted.namespace.as_ref().map(|namespace| format!(" in namespace {namespace}"));
+            return Err(format!("{} \"{name}\" not found{}", kind.name(), place.unwrap_or_default()));
+        }
         rows.extend(listed.into_iter().filter_map(|resource| view.row(resource)));
     }
     rows.sort_by(|a, b| (&a.kind, &a.namespace, &a.name).cmp(&(&b.kind, &b.namespace, &b.name)));
-    Ok(StatResponse { rows })
+    Ok(StatResponse { rows, window_seconds: seconds.min(WINDOW) as u64 })
 }
 
 enum Direction<'a> {
@@ -127,6 +127,13 @@ impl View<'_> {
             Side::Inbound => false,
         };
         let itself = |side: &Side| is_peer(side, &|r| r == resource);
+        let through = |side: &Side, to: &Wanted| match side {
+            Side::Outbound(peer) => self
+                .peers
+                .get(peer)
+                .is_some_and(|all| all.iter().any(|r| r == resource) && all.iter().any(|r| to.matches(r))),
+            Side::Inbound => false,
+        };
         let alive = |pod: &Id| self.resources.alive(pod);
         let members = self.resources.members(resource);
         let (now, seconds) = (self.now, self.seconds);
@@ -136,6 +143,10 @@ impl View<'_> {
                 self.store.traffic(now, seconds, self.resources.all_pods(), itself, alive)
             }
             Direction::Into => self.store.traffic(now, seconds, members, |side| *side == Side::Inbound, alive),
+            // They send nothing by themselves: what reaches one thing by way of them.
+            Direction::To(to) if matches!(resource.kind, Type::Service | Type::Authority) => {
+                self.store.traffic(now, seconds, self.resources.all_pods(), |side| through(side, to), alive)
+            }
             Direction::To(to) => {
                 self.store.traffic(now, seconds, members, |side| is_peer(side, &|r| to.matches(r)), alive)
             }
