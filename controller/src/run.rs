@@ -134,8 +134,12 @@ async fn destination_servers(
     serve_admin(&mut servers, options.admin_addr, drain, telemetry, ready).await?;
     let discovery = destination::Server::new(index.clone(), mesh.clone(), drain.clone(), telemetry);
     servers.spawn(grpc::serve(grpc, Routes::new(DestinationServer::new(discovery)), drain.clone()));
-    let scraper =
-        names::identity(names::METRICS_SERVICE, &mesh.controller_namespace, &mesh.controller_namespace, &mesh.trust_domain);
+    let scraper = names::identity(
+        names::METRICS_SERVICE,
+        &mesh.controller_namespace,
+        &mesh.controller_namespace,
+        &mesh.trust_domain,
+    );
     let rules = Arc::new(policy::inbound::Rules { cluster_networks: options.cluster_networks, scraper });
     let inbound = policy::inbound::Server::new(index.clone(), rules, drain.clone(), telemetry);
     let outbound = policy::outbound::Server::new(index, mesh, drain.clone(), telemetry);

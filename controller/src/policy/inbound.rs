@@ -14,7 +14,8 @@ use linkerd2_proxy_api::inbound::authn::{Permit, PermitMeshTls, PermitUnauthenti
 use linkerd2_proxy_api::inbound::inbound_server_policies_server::InboundServerPolicies;
 use linkerd2_proxy_api::inbound::proxy_protocol::{Detect, Kind, Opaque};
 use linkerd2_proxy_api::inbound::{
-    Authn, Authz, HttpRoute, Identity, IdentitySuffix, Network, PortSpec, ProxyProtocol, Server as InboundServer, http_route,
+    Authn, Authz, HttpRoute, Identity, IdentitySuffix, Network, PortSpec, ProxyProtocol, Server as InboundServer,
+    http_route,
 };
 use serde::Deserialize;
 use std::collections::{BTreeSet, HashMap};
