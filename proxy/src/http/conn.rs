@@ -144,7 +144,12 @@ impl Conn {
 
     /// A client's connection.
     pub fn front(io: impl Into<Rc<Io>>, worker: &Rc<Worker>, version: Version, router: Rc<dyn Router>) -> Rc<Self> {
-        let limits = worker.server_limits(router.direction());
+        let mut limits = worker.server_limits(router.direction()).clone();
+        if router.carries_others() {
+            // Cancelled requests of many clients are no attack of one.
+            limits.rapid_resets = limits.rapid_resets.saturating_mul(CLIENTS_BEHIND_A_PROXY);
+        }
+        let limits = &limits;
         let codec = if version == Version::H2 {
             Codec::H2(Box::new(h2::Connection::server(limits)))
         } else {
