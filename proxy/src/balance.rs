@@ -233,10 +233,7 @@ mod tests {
     /// One request at a time against servers of fixed latency, in a clock of its own: how often each was chosen.
     fn simulate(latencies: &[u64], rounds: usize, seed: u64) -> Vec<usize> {
         let mut now = Instant::now();
-        let fakes: Vec<Fake> = latencies
-            .iter()
-            .map(|_| fake(true, 1, now))
-            .collect();
+        let fakes: Vec<Fake> = latencies.iter().map(|_| fake(true, 1, now)).collect();
         let mut random = fastrand::Rng::with_seed(seed);
         let mut chosen = vec![0; latencies.len()];
         for _ in 0..rounds {

@@ -1,11 +1,6 @@
 //! Draining: one signal that everybody watches, and how the proxy knows that its application has ended.
 
-use std::{
-    collections::HashSet,
-    fs, io,
-    path::Path,
-    time::Duration,
-};
+use std::{collections::HashSet, fs, io, path::Path, time::Duration};
 
 use tokio::{
     signal::unix::{SignalKind, signal},

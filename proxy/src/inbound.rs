@@ -2,7 +2,13 @@
 //!
 //! accept → TLS or not → transport header → policy of the port → authorization → protocol → the application
 
-use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc, time::{Duration, Instant}};
+use std::{
+    cell::RefCell,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::{sync::watch, time::timeout};
 use weft_wire::{

@@ -79,7 +79,7 @@ pub struct Spare(Option<File>);
 
 impl Spare {
     /// Takes one.
-    pub fn new() -> Self {
+    pub fn take() -> Self {
         Self(File::open("/dev/null").ok())
     }
 
@@ -96,7 +96,7 @@ impl Spare {
             }
             Some(Err(_)) | None => None,
         };
-        *self = Self::new();
+        *self = Self::take();
         shed
     }
 

@@ -2,7 +2,13 @@
 //!
 //! accept → original destination → discovery → protocol (declared or detected) → route → backend → endpoint → connection
 
-use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc, time::{Duration, Instant}};
+use std::{
+    cell::RefCell,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::watch;
 use weft_wire::{Request, Version};

@@ -98,7 +98,7 @@ pub async fn run_with(mut ctx: Context, listeners: Listeners, original: Original
 }
 
 async fn accept(worker: Rc<Worker>, listener: TcpListener, direction: Direction) {
-    let mut spare = Spare::new();
+    let mut spare = Spare::take();
     loop {
         match net::accept(&listener, worker.side(direction), worker.original).await {
             Ok(accepted) => match worker.connection(direction, accepted.client.ip()) {
@@ -125,7 +125,7 @@ async fn accept(worker: Rc<Worker>, listener: TcpListener, direction: Direction)
                 tracing::warn!(direction = direction.as_str(), %error, "cannot accept connections");
                 tokio::time::sleep(ACCEPT_RETRY).await;
                 if !spare.is_there() {
-                    spare = Spare::new();
+                    spare = Spare::take();
                 }
             }
         }
