@@ -13,6 +13,9 @@ use weft_core::names::LOCAL_DNS_IP;
 pub(crate) const GATEWAY: &str = "10.244.0.1";
 /// The bridge.
 const BRIDGE: &str = "weft0";
+/// Its hardware address. A bridge without one of its own takes the lowest of its ports', which changes as pods come and
+/// go, and every pod that knows the old one loses its gateway, and DNS, for seconds.
+const BRIDGE_ADDRESS: &str = "02:00:0a:f4:00:01";
 /// First and last address that a pod may get.
 const FIRST: u32 = u32::from_be_bytes([10, 244, 0, 2]);
 const LAST: u32 = u32::from_be_bytes([10, 244, 255, 254]);
@@ -55,7 +58,7 @@ pub(crate) async fn make_bridge() -> Result<(), String> {
     sysctl("net/ipv4/conf/default/send_redirects", "0");
     ip(&format!(
         "link set lo up\n\
-         link add {BRIDGE} type bridge mcast_snooping 0\n\
+         link add {BRIDGE} address {BRIDGE_ADDRESS} type bridge mcast_snooping 0\n\
          addr add {GATEWAY}/16 dev {BRIDGE}\n\
          addr add {LOCAL_DNS_IP}/32 dev {BRIDGE}\n\
          link set {BRIDGE} up\n"

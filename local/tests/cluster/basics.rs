@@ -106,6 +106,9 @@ fn pods_talk_by_name_and_by_ip() {
     }
     let addresses = cluster.sh("client", "getent ahostsv4 web-headless | awk '{print $1}' | sort -u | wc -l").ok();
     assert_eq!(addresses.trim(), "2");
+    // The gateway's hardware address does not follow the pods that come and go.
+    let known = cluster.sh("client", "awk '$1 == \"10.244.0.1\" {print $4}' /proc/net/arp").ok();
+    assert_eq!(known.trim(), "02:00:0a:f4:00:01");
     // A pod reaches itself through its own service.
     let own =
         cluster.sh(&names[0], "for i in 1 2 3 4 5 6 7 8; do curl -sS -m 20 http://web/ || exit 1; echo; done").ok();

@@ -66,7 +66,8 @@ impl Cluster {
 
     /// `weft` with arguments.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(std::env::current_exe().expect("this program"));
+        // The link outlives a rebuild of the file meanwhile.
+        let mut command = Command::new("/proc/self/exe");
         command.arg("weft").args(arguments).env("WEFT_RUN_DIR", self.run_dir()).stdin(Stdio::null());
         command
     }
