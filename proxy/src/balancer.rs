@@ -194,7 +194,8 @@ impl Balancer {
         if self.failing.get() {
             return exchange.fail(&Failure::new(Kind::Failfast, self.reason()));
         }
-        if self.waiting.borrow().len() >= queue.capacity {
+        // Who comes before discovery has answered is no sign of overload.
+        if !self.unknown.get() && self.waiting.borrow().len() >= queue.capacity {
             let message = format!("{}: too many requests wait for an endpoint", self.name);
             return exchange.fail(&Failure::new(Kind::LoadShed, message));
         }

@@ -101,6 +101,22 @@ async fn requests_wait_for_endpoints_but_not_for_ever() {
 }
 
 #[tokio::test]
+async fn all_who_come_before_discovery_has_answered_wait_for_it() {
+    let app = app(false, |_| async { Response::new(full("ok")) }).await;
+    let (proxy, entry) = single(app).await;
+    // The queue takes two.
+    let rule = HttpRule { backends: balanced("web.test:80", PATIENCE), ..HttpRule::default() };
+    proxy.discovery.set_outbound(app, routes(rule));
+    let waiting: Vec<_> =
+        (0..10).map(|_| tokio::spawn(async move { http1(entry).await.send_request(get("/")).await.unwrap() })).collect();
+    until("the requests are there", || proxy.metric("tcp_open_connections", &["peer=\"src\""]) == 10).await;
+    proxy.discovery.set_endpoints("web.test:80", vec![Endpoint::plain(app)]);
+    for response in waiting {
+        assert_eq!(soon(response).await.unwrap().status(), 200);
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_breaks_off_is_told_to_the_client() {
     let app = raw_app(|mut stream| async move {
         let head = read_until(&mut stream, "\r\n\r\n").await;
