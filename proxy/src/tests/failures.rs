@@ -107,8 +107,9 @@ async fn all_who_come_before_discovery_has_answered_wait_for_it() {
     // The queue takes two.
     let rule = HttpRule { backends: balanced("web.test:80", PATIENCE), ..HttpRule::default() };
     proxy.discovery.set_outbound(app, routes(rule));
-    let waiting: Vec<_> =
-        (0..10).map(|_| tokio::spawn(async move { http1(entry).await.send_request(get("/")).await.unwrap() })).collect();
+    let waiting: Vec<_> = (0..10)
+        .map(|_| tokio::spawn(async move { http1(entry).await.send_request(get("/")).await.unwrap() }))
+        .collect();
     until("the requests are there", || proxy.metric("tcp_open_connections", &["peer=\"src\""]) == 10).await;
     proxy.discovery.set_endpoints("web.test:80", vec![Endpoint::plain(app)]);
     for response in waiting {
