@@ -17,8 +17,8 @@ use crate::config::ProxySide;
 /// Finds the address that the client of an accepted connection dialled. Tests, which have no redirection, bring their own.
 pub type OriginalDst = fn(&TcpStream) -> io::Result<SocketAddr>;
 
-/// Set once a redirected connection was seen.
-static REDIRECTED: AtomicBool = AtomicBool::new(false);
+/// Set once a connection was accepted.
+static USED: AtomicBool = AtomicBool::new(false);
 
 /// Accept queue when the configuration names none; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -57,6 +57,9 @@ pub fn listen(addr: SocketAddr, side: &ProxySide, shared: bool) -> io::Result<Tc
 pub async fn accept(listener: &TcpListener, side: &ProxySide, original: OriginalDst) -> io::Result<Accepted> {
     loop {
         let (stream, client) = listener.accept().await?;
+        if !USED.load(Ordering::Relaxed) {
+            USED.store(true, Ordering::Relaxed);
+        }
         let options = set_options(&stream, side.accept_keepalive, side.accept_user_timeout);
         match options.and_then(|()| original(&stream)) {
             Ok(original) => return Ok(Accepted { stream, client: canonical(client), original: canonical(original) }),
@@ -148,16 +151,12 @@ pub fn original_dst(stream: &TcpStream) -> io::Result<SocketAddr> {
         IpAddr::V4(_) => socket.original_dst_v4(),
         IpAddr::V6(_) => socket.original_dst_v6(),
     };
-    let original = answer.ok().and_then(|a| a.as_socket()).unwrap_or(local);
-    if canonical(original) != canonical(local) && !REDIRECTED.load(Ordering::Relaxed) {
-        REDIRECTED.store(true, Ordering::Relaxed);
-    }
-    Ok(original)
+    Ok(answer.ok().and_then(|a| a.as_socket()).unwrap_or(local))
 }
 
-/// True once this process has accepted a connection that was meant for another address: it stands in somebody's way.
-pub fn was_redirected() -> bool {
-    REDIRECTED.load(Ordering::Relaxed)
+/// True once this process has accepted a connection to be carried: somebody depends on it.
+pub fn was_used() -> bool {
+    USED.load(Ordering::Relaxed)
 }
 
 /// An IPv4 address that is wrapped in IPv6, unwrapped.

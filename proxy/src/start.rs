@@ -136,8 +136,8 @@ async fn control(config: Arc<Config>, log: logging::LogHandle) -> u8 {
     tracing::info!(?cause, grace = ?config.shutdown_grace, "draining");
     drain.send_replace(Phase::Draining);
     let all_ended = async {
-        // Without redirection no application depends on this proxy.
-        if cause.awaits_application() && net::was_redirected() {
+        // Through a proxy that nobody has used so far no application does its work.
+        if cause.awaits_application() && net::was_used() {
             drain::application_ended().await;
             tracing::info!("the application has ended");
         }

@@ -5,6 +5,12 @@ use std::{
     net::{TcpListener, TcpStream},
 };
 
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
+use tokio::sync::watch;
+
 use super::{DEADLINE, Pod, proxy::http_request};
 
 /// Answers every HTTP/1.1 request with 200 and `name`, one request a connection, until the test's process ends.
@@ -37,35 +43,44 @@ pub fn get(pod: &Pod, addr: std::net::SocketAddr, path: &str) -> (u16, String) {
     http_request(pod.connect(addr).unwrap(), "GET", path, "")
 }
 
-/// Answers every request of HTTP/1 and HTTP/2 with 200 and `name`, but for `/hang`, which it never answers. Ends when the
-/// returned handle is dropped: the listener and all connections are closed.
+/// Answers every request of HTTP/1 and HTTP/2 with 200 and `name`, but those for `/wait` only after [`Web::release`]. Ends
+/// when the returned handle is dropped: the listener and all connections are closed.
 pub fn web(listener: TcpListener, name: &str) -> Web {
     listener.set_nonblocking(true).unwrap();
     let name = bytes::Bytes::from(name.to_owned());
-    let (stop, mut stopped) = tokio::sync::watch::channel(());
+    let (stop, mut stopped) = watch::channel(());
+    let (release, released) = watch::channel(false);
     let thread = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            let serve = async {
+            let accept = async {
                 while let Ok((stream, _)) = listener.accept().await {
                     let _ = stream.set_nodelay(true);
-                    tokio::spawn(serve(stream, name.clone()));
+                    tokio::spawn(serve(stream, name.clone(), released.clone()));
                 }
             };
             tokio::select! {
-                () = serve => {}
+                () = accept => {}
                 _ = stopped.changed() => {}
             }
         });
     });
-    Web { stop: Some(stop), thread: Some(thread) }
+    Web { stop: Some(stop), release, thread: Some(thread) }
 }
 
 /// A running application.
 pub struct Web {
-    stop: Option<tokio::sync::watch::Sender<()>>,
+    stop: Option<watch::Sender<()>>,
+    release: watch::Sender<bool>,
     thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Web {
+    /// Answers requests for `/wait` from now on.
+    pub fn release(&self) {
+        self.release.send_replace(true);
+    }
 }
 
 impl Drop for Web {
@@ -77,13 +92,13 @@ impl Drop for Web {
     }
 }
 
-async fn serve(stream: tokio::net::TcpStream, name: bytes::Bytes) {
-    use hyper_util::{rt::TokioExecutor, rt::TokioIo, server::conn::auto};
+async fn serve(stream: tokio::net::TcpStream, name: bytes::Bytes, released: watch::Receiver<bool>) {
     let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-        let name = name.clone();
+        let (name, mut released) = (name.clone(), released.clone());
         async move {
-            if request.uri().path() == "/hang" {
-                std::future::pending::<()>().await;
+            if request.uri().path() == "/wait" {
+                // The application may end before that.
+                let _ = released.wait_for(|go| *go).await;
             }
             Ok::<_, std::convert::Infallible>(hyper::Response::new(http_body_util::Full::new(name)))
         }

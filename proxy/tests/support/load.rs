@@ -207,7 +207,9 @@ async fn one(kind: Speak, addr: SocketAddr, kept: &mut Option<Client>) -> Result
         let response = match client.send(addr).await {
             Ok(response) => response,
             // Never sent, or sent when the server had closed an idle connection.
-            Err(error) if error.is_canceled() || reused && (error.is_incomplete_message() || is_reset(&error)) => continue,
+            Err(error) if error.is_canceled() || reused && (error.is_incomplete_message() || is_reset(&error)) => {
+                continue;
+            }
             Err(error) => return Err(format!("{error:?}")),
         };
         let (status, error) = (response.status(), response.headers().get("l5d-proxy-error").cloned());

@@ -1,0 +1,167 @@
+//! What connections speak: every outcome of detection is counted, on both sides.
+
+mod support;
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    time::Duration,
+};
+
+use linkerd2_proxy_api::{inbound, outbound};
+use support::{DEADLINE, Mesh, Pod, app, policies};
+
+/// Says something to everybody, then repeats what it hears.
+fn greeter(listener: TcpListener) {
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            std::thread::spawn(move || {
+                let _ = stream.write_all(b"220 ready\r\n");
+                let mut octets = [0; 100];
+                while let Ok(n @ 1..) = stream.read(&mut octets) {
+                    let _ = stream.write_all(&octets[..n]);
+                }
+            });
+        }
+    });
+}
+
+/// Hears one octet, then answers another.
+fn shy(listener: TcpListener) {
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            std::thread::spawn(move || {
+                let mut octet = [0];
+                if stream.read_exact(&mut octet).is_ok() {
+                    let _ = stream.write_all(b"!");
+                }
+                let _ = stream.read(&mut octet);
+            });
+        }
+    });
+}
+
+#[track_caller]
+fn expect(stream: &mut TcpStream, text: &str) {
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut octets = vec![0; text.len()];
+    stream.read_exact(&mut octets).unwrap();
+    assert_eq!(String::from_utf8_lossy(&octets), text);
+}
+
+fn detect_for(ms: u64, backend: outbound::Backend) -> outbound::OutboundPolicy {
+    let mut policy = policies::detect(backend);
+    if let Some(outbound::ProxyProtocol { kind: Some(outbound::proxy_protocol::Kind::Detect(detect)) }) =
+        &mut policy.protocol
+    {
+        detect.timeout = Some(Duration::from_millis(ms).try_into().unwrap());
+    }
+    policy
+}
+
+fn server_for(ms: u64) -> inbound::Server {
+    policies::server_with(
+        inbound::proxy_protocol::Kind::Detect(inbound::proxy_protocol::Detect {
+            timeout: Some(Duration::from_millis(ms).try_into().unwrap()),
+            http_routes: vec![policies::inbound_route()],
+            http_local_rate_limit: None,
+        }),
+        vec![policies::allow_all()],
+    )
+}
+
+#[track_caller]
+fn counted(pod: &mut Pod, name: &str, result: &str, n: f64) {
+    pod.proxy().wait_metric(name, &[&format!("result=\"{result}\"")], |v| v == n);
+}
+
+#[test]
+fn outcomes_are_counted_and_servers_that_speak_first_are_heard() {
+    let mut mesh = Mesh::with(Some(&|b| b), None);
+    let port = |n: u16| SocketAddr::from(([10, 96, 0, 101], n));
+    let lead = |mesh: &Mesh, n: u16, ms| {
+        let backend = policies::forward(policies::endpoint(mesh.server.addr(n)));
+        mesh.control.set_outbound(port(n), Ok(detect_for(ms, backend)));
+    };
+    let name = "outbound_tcp_detect_http_results_total";
+    const PATIENT: u64 = 600_000;
+
+    let web = app::web(mesh.server.listen(8080), "web");
+    lead(&mesh, 8080, PATIENT);
+    assert_eq!(app::get(&mesh.client, port(8080), "/").0, 200);
+    counted(&mut mesh.client, name, "http/1", 1.0);
+    let mut stream = mesh.client.connect(port(8080)).unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    counted(&mut mesh.client, name, "http/2", 1.0);
+    drop((stream, web));
+
+    greeter(mesh.server.listen(9000));
+    lead(&mesh, 9000, PATIENT);
+    // The first time and ever after.
+    for n in 1..=3 {
+        let mut stream = mesh.client.connect(port(9000)).unwrap();
+        expect(&mut stream, "220 ready\r\n");
+        stream.write_all(b"EHLO\r\n").unwrap();
+        expect(&mut stream, "EHLO\r\n");
+        counted(&mut mesh.client, name, "server_first", f64::from(n));
+    }
+    // A client that speaks at once is heard, whoever spoke before.
+    let mut stream = mesh.client.connect(port(9000)).unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let _ = stream.read(&mut [0; 100]);
+
+    shy(mesh.server.listen(9001));
+    lead(&mesh, 9001, PATIENT);
+    let mut stream = mesh.client.connect(port(9001)).unwrap();
+    stream.write_all(b"\0").unwrap();
+    expect(&mut stream, "!");
+    counted(&mut mesh.client, name, "not_http", 1.0);
+
+    drop(mesh.client.connect(port(9001)).unwrap());
+    counted(&mut mesh.client, name, "closed", 1.0);
+
+    shy(mesh.server.listen(9002));
+    lead(&mesh, 9002, 200);
+    let mut stream = mesh.client.connect(port(9002)).unwrap();
+    counted(&mut mesh.client, name, "read_timeout", 1.0);
+    stream.write_all(b"?").unwrap();
+    expect(&mut stream, "!");
+}
+
+#[test]
+fn outcomes_are_counted_at_the_server_too() {
+    let mut mesh = Mesh::with(None, Some(&|b| b.env("INBOUND_DETECT_TIMEOUT", "1h")));
+    let name = "inbound_tcp_detect_http_results_total";
+    for port in [8080, 9000, 9001] {
+        mesh.control.set_inbound(port, Ok(server_for(600_000)));
+    }
+    let _web = app::web(mesh.server.listen(8080), "web");
+    assert_eq!(app::get(&mesh.client, mesh.server.addr(8080), "/").0, 200);
+    counted(&mut mesh.server, name, "http/1", 1.0);
+
+    greeter(mesh.server.listen(9000));
+    for n in 1..=3 {
+        let mut stream = mesh.client.connect(mesh.server.addr(9000)).unwrap();
+        expect(&mut stream, "220 ready\r\n");
+        counted(&mut mesh.server, name, "server_first", f64::from(n));
+    }
+
+    shy(mesh.server.listen(9001));
+    let mut stream = mesh.client.connect(mesh.server.addr(9001)).unwrap();
+    stream.write_all(b"\0").unwrap();
+    expect(&mut stream, "!");
+    counted(&mut mesh.server, name, "not_http", 1.0);
+    drop(mesh.client.connect(mesh.server.addr(9001)).unwrap());
+    counted(&mut mesh.server, name, "closed", 1.0);
+}
+
+#[test]
+fn a_silent_connection_is_relayed_once_the_time_for_detection_is_over() {
+    let mut mesh = Mesh::with(None, Some(&|b| b.env("INBOUND_DETECT_TIMEOUT", "200ms")));
+    mesh.control.set_inbound(9001, Ok(server_for(600_000)));
+    shy(mesh.server.listen(9001));
+    let mut stream = mesh.client.connect(mesh.server.addr(9001)).unwrap();
+    counted(&mut mesh.server, "inbound_tcp_detect_http_results_total", "read_timeout", 1.0);
+    stream.write_all(b"?").unwrap();
+    expect(&mut stream, "!");
+}
