@@ -5,6 +5,7 @@ use crate::error::Context;
 use crate::host::{Host, Plan, start_detached, wait_for_signal};
 use crate::manifests;
 use crate::node;
+use crate::proto::Readiness;
 use crate::rundir::RunDir;
 use crate::{Error, args, table};
 use std::io::IsTerminal;
@@ -143,6 +144,7 @@ async fn wait_until_ready(client: &Client, timeout: Duration) -> Result<(), Erro
     let mut shown = String::new();
     let mut since = 0;
     let mut ready_since: Option<Instant> = None;
+    let mut trouble = Readiness::default();
     loop {
         let until = ready_since.map_or(deadline, |since| since + SETTLED_AFTER);
         let readiness = match tokio::time::timeout_at(until, client.readiness(since)).await {
@@ -167,6 +169,10 @@ async fn wait_until_ready(client: &Client, timeout: Duration) -> Result<(), Erro
         }
         if !readiness.missing.is_empty() {
             ready_since = None;
+            // At the end it may look ready for a moment again; what was wrong is what counts then.
+            if !readiness.details.is_empty() || trouble.details.is_empty() {
+                trouble = readiness;
+            }
         } else if ready_since.is_none() {
             ready_since = Some(Instant::now());
         }
@@ -174,7 +180,10 @@ async fn wait_until_ready(client: &Client, timeout: Duration) -> Result<(), Erro
     if terminal {
         eprintln!();
     }
-    let readiness = client.readiness(0).await?;
+    let mut readiness = client.readiness(0).await?;
+    if readiness.missing.is_empty() || readiness.details.is_empty() {
+        readiness = trouble;
+    }
     let mut message = format!("not everything is ready after {} s:", timeout.as_secs());
     for line in readiness.missing.iter().chain(&readiness.details) {
         message.push_str("\n  ");

@@ -286,7 +286,11 @@ impl Slot {
                 ..Default::default()
             },
             State::Starting => ContainerState {
-                waiting: Some(ContainerStateWaiting { reason: Some("ContainerCreating".into()), message: None }),
+                waiting: Some(ContainerStateWaiting {
+                    // What has failed before still looks as it did while it is tried once more.
+                    reason: Some(if self.last.is_some() { "CrashLoopBackOff" } else { "ContainerCreating" }.into()),
+                    message: None,
+                }),
                 ..Default::default()
             },
             State::Running { since, .. } => ContainerState {

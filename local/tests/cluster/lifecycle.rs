@@ -27,9 +27,9 @@ fn up_says_what_is_not_ready() {
         "late.yaml",
         "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: c, image: x, command: [sh, -c, 'echo the reason; exit 5']}]}\n",
     );
-    let late = cluster.weft(&["up", "--detach", "-f", &file, "--timeout", "3"]);
+    let late = cluster.weft(&["up", "--detach", "-f", &file, "--timeout", "6"]);
     assert_eq!(late.code, 1);
-    for part in ["pod/p in default is not ready", "CrashLoopBackOff", "exit code 5", "the reason"] {
+    for part in ["pod/p in default is not ready", "container c", "exit code 5", "the reason"] {
         assert!(late.stderr.contains(part), "{}", late.stderr);
     }
     assert!(!cluster.run_dir().exists(), "what cannot be brought up is stopped");
