@@ -6,7 +6,7 @@ if [ "$(id -u)" -ne 0 ]; then
   echo "test: the tests make network namespaces; run this as root (sudo -E env PATH=\"\$PATH\" make test)" >&2
   exit 1
 fi
-# The end-to-end tests start these programs from the directory that their own program is in.
+# The end-to-end tests start the programs from the directory that their own program is in. Cargo builds those with the
+# tests of their own crates, so everything is built before the first test runs.
 cargo test --workspace --locked --no-run
-cargo build --workspace --locked --bins
 exec cargo test --workspace --locked --no-fail-fast
