@@ -19,6 +19,8 @@ use crate::policy::Load;
 /// that has stopped answering is left as fast as one that answers slowly.
 #[derive(Debug)]
 pub struct PeakEwma {
+    /// Seconds, of an endpoint that has not answered yet.
+    default: f64,
     /// Seconds.
     rtt: Cell<f64>,
     /// When `rtt` was last updated.
@@ -48,6 +50,7 @@ impl PeakEwma {
     /// An endpoint that has not answered yet.
     pub fn new(load: Load, now: Instant) -> Self {
         Self {
+            default: load.default_rtt.as_secs_f64(),
             rtt: Cell::new(load.default_rtt.as_secs_f64()),
             at: Cell::new(now),
             decay: load.decay.as_secs_f64().max(1e-3),
@@ -105,6 +108,12 @@ impl PeakEwma {
             old * keep + rtt * (1.0 - keep)
         };
         self.rtt.set(new);
+        self.at.set(now);
+    }
+
+    /// What was measured says nothing any more: the way to the endpoint was broken.
+    pub fn renew(&self, now: Instant) {
+        self.rtt.set(self.default);
         self.at.set(now);
     }
 

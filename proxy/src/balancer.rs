@@ -175,6 +175,11 @@ impl Balancer {
         self.upstreams.borrow().iter().any(|u| u.is_ready() && u.weight() > 0)
     }
 
+    /// True when it is worth to try again after an endpoint has failed: another one can be chosen, or may be soon.
+    pub fn has_others(&self) -> bool {
+        self.upstreams.borrow().len() > 1 || self.has_ready()
+    }
+
     /// True when an endpoint can be chosen that nothing speaks against.
     pub fn has_trusted(&self) -> bool {
         self.upstreams.borrow().iter().any(|u| u.is_ready() && u.weight() > 0 && !u.is_suspect())
@@ -249,7 +254,7 @@ impl Balancer {
                 let guard = TcpUpstream::new(upstream);
                 match guard.upstream.dial(None, || ()).await {
                     Ok(io) => return Ok(guard.with(io)),
-                    Err(error) if error.is_exhausted() || !self.has_ready() => {
+                    Err(error) if error.is_exhausted() || !self.has_others() => {
                         let label = Failure::dial(&error).kind.label();
                         return Err(Unreachable { label, message: error.to_string() });
                     }

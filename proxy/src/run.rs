@@ -19,6 +19,9 @@ use crate::{
 /// Pause after the system has refused an accept, such as for want of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
+/// Of so many refusals, one is told in the log.
+const FAILURES_PER_LINE: u32 = 100;
+
 /// The listeners of a data thread.
 pub struct Listeners {
     /// Where other pods connect.
@@ -99,6 +102,7 @@ pub async fn run_with(mut ctx: Context, listeners: Listeners, original: Original
 
 async fn accept(worker: Rc<Worker>, listener: TcpListener, direction: Direction) {
     let mut spare = Spare::take();
+    let mut failures = 0u32;
     loop {
         match net::accept(&listener, worker.side(direction), worker.original).await {
             Ok(accepted) => match worker.connection(direction, accepted.client.ip()) {
@@ -122,7 +126,10 @@ async fn accept(worker: Rc<Worker>, listener: TcpListener, direction: Direction)
                 tokio::task::yield_now().await;
             }
             Err(error) => {
-                tracing::warn!(direction = direction.as_str(), %error, "cannot accept connections");
+                if failures.is_multiple_of(FAILURES_PER_LINE) {
+                    tracing::warn!(direction = direction.as_str(), %error, "cannot accept connections");
+                }
+                failures = failures.wrapping_add(1);
                 tokio::time::sleep(ACCEPT_RETRY).await;
                 if !spare.is_there() {
                     spare = Spare::take();

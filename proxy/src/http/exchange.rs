@@ -313,7 +313,9 @@ impl Exchange {
         let again = {
             let mut s = self.state.borrow_mut();
             s.attempts += 1;
-            s.attempts < ATTEMPTS && s.plan.as_ref().is_some_and(|p| p.to.has_ready())
+            s.attempts < ATTEMPTS
+                && failure.kind != Kind::LoadShed
+                && s.plan.as_ref().is_some_and(|p| p.to.has_others())
         };
         if again { self.dispatch() } else { self.fail(failure) }
     }

@@ -11,7 +11,7 @@
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -121,7 +121,8 @@ impl Conn {
     fn give_up(self: &Rc<Self>) {
         let message = format!("no answer to HTTP/2 PING for {:?}; connection given up", BEAT * GIVE_UP);
         self.closing.set(Closing::Abort);
-        if let Some(upstream) = self.upstream() {
+        let upstream = self.upstream();
+        if let Some(upstream) = &upstream {
             tracing::info!(endpoint = %upstream.endpoint.addr, "{message}");
             upstream.connection_gone(self);
             upstream.back_off();
@@ -129,6 +130,10 @@ impl Conn {
         self.liveness.suspect.take();
         for exchange in self.take_streams() {
             exchange.server_gone(&Lost { reset: None, unprocessed: false, message: message.clone() });
+        }
+        if let Some(upstream) = &upstream {
+            // From here on the back-off tells when it is tried again.
+            upstream.load.renew(Instant::now());
         }
         self.wake();
     }
