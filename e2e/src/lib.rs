@@ -6,10 +6,12 @@
 mod cluster;
 mod packets;
 mod processes;
+mod samples;
 
 pub use cluster::{Cluster, Foreground, Ran, binaries, manifest, run, weft};
 pub use packets::{Capture, Packet};
 pub use processes::Process;
+pub use samples::{Sample, Samples};
 
 use std::time::{Duration, Instant};
 
