@@ -13,14 +13,15 @@ use std::{
 
 use crate::policy::Load;
 
+/// Seconds: as fast as any, or nearly, so that an endpoint which is back is found out to be.
+const RENEWED: f64 = 0.001;
+
 /// The load of one endpoint.
 ///
 /// While requests are unanswered, the time since anything was answered is a lower bound of the round-trip time: an endpoint
 /// that has stopped answering is left as fast as one that answers slowly.
 #[derive(Debug)]
 pub struct PeakEwma {
-    /// Seconds, of an endpoint that has not answered yet.
-    default: f64,
     /// Seconds.
     rtt: Cell<f64>,
     /// When `rtt` was last updated.
@@ -50,7 +51,6 @@ impl PeakEwma {
     /// An endpoint that has not answered yet.
     pub fn new(load: Load, now: Instant) -> Self {
         Self {
-            default: load.default_rtt.as_secs_f64(),
             rtt: Cell::new(load.default_rtt.as_secs_f64()),
             at: Cell::new(now),
             decay: load.decay.as_secs_f64().max(1e-3),
@@ -111,9 +111,10 @@ impl PeakEwma {
         self.at.set(now);
     }
 
-    /// What was measured says nothing any more: the way to the endpoint was broken.
+    /// What was measured says nothing any more: the way to the endpoint was broken. It is tried soon, and the first answer
+    /// tells.
     pub fn renew(&self, now: Instant) {
-        self.rtt.set(self.default);
+        self.rtt.set(RENEWED);
         self.at.set(now);
     }
 

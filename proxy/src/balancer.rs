@@ -16,7 +16,7 @@ use crate::{
     io::Io,
     metrics::{Direction, Gauge},
     policy::{Endpoint, Endpoints, Load, Queue},
-    upstream::Upstream,
+    upstream::{SLOW_DIAL, Upstream},
     worker::{Due, Worker},
 };
 
@@ -182,7 +182,12 @@ impl Balancer {
 
     /// True when an endpoint can be chosen that nothing speaks against.
     pub fn has_trusted(&self) -> bool {
-        self.upstreams.borrow().iter().any(|u| u.is_ready() && u.weight() > 0 && !u.is_suspect())
+        self.upstreams.borrow().iter().any(is_trusted)
+    }
+
+    /// As [`Balancer::has_trusted`], another one than this.
+    pub fn has_trusted_besides(&self, this: &Upstream) -> bool {
+        self.upstreams.borrow().iter().any(|u| !std::ptr::eq(&**u, this) && is_trusted(u))
     }
 
     fn pick(&self) -> Option<Rc<Upstream>> {
@@ -251,8 +256,19 @@ impl Balancer {
                 };
                 drop(more);
                 upstream.load.begin(Instant::now());
-                let guard = TcpUpstream::new(upstream);
-                match guard.upstream.dial(None, || ()).await {
+                let guard = TcpUpstream::new(upstream.clone());
+                let dial = upstream.dial(None, || ());
+                tokio::pin!(dial);
+                let result = match tokio::time::timeout(SLOW_DIAL, &mut dial).await {
+                    Ok(result) => result,
+                    Err(_) if upstream.has_better() => {
+                        tracing::debug!(endpoint = %upstream.endpoint.addr, "slow to connect; trying another one");
+                        upstream.back_off();
+                        continue;
+                    }
+                    Err(_) => dial.await,
+                };
+                match result {
                     Ok(io) => return Ok(guard.with(io)),
                     Err(error) if error.is_exhausted() || !self.has_others() => {
                         let label = Failure::dial(&error).kind.label();
@@ -267,6 +283,10 @@ impl Balancer {
             Err(_) => Err(Unreachable { label: Kind::Failfast.label(), message: self.reason() }),
         }
     }
+}
+
+fn is_trusted(upstream: &Rc<Upstream>) -> bool {
+    upstream.is_ready() && upstream.weight() > 0 && !upstream.is_suspect()
 }
 
 /// No endpoint can be reached.

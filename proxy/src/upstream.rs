@@ -25,7 +25,7 @@ use crate::{
 const H2_CONNECTIONS: usize = 16;
 
 /// A connection that takes longer than this is waited for, but not by requests that can go elsewhere.
-const SLOW_DIAL: Duration = Duration::from_millis(500);
+pub const SLOW_DIAL: Duration = Duration::from_millis(500);
 
 /// Others are preferred to an endpoint while one of these is held.
 pub struct Suspect(Weak<Upstream>);
@@ -137,8 +137,8 @@ impl Upstream {
     }
 
     /// True when another endpoint would be preferred to this one.
-    fn has_better(&self) -> bool {
-        self.balancer.upgrade().is_some_and(|b| b.has_trusted())
+    pub fn has_better(&self) -> bool {
+        self.balancer.upgrade().is_some_and(|b| b.has_trusted_besides(self))
     }
 
     /// Connects. Success and failure are remembered for the choice of endpoints. When it takes long, `slow` is called, and

@@ -30,21 +30,44 @@ fn hasty(builder: Builder) -> Builder {
         .env("INBOUND_DISCOVERY_IDLE_TIMEOUT", "1h")
 }
 
+/// As [`hasty`], where the system gives up soon, too.
+fn impatient(builder: Builder) -> Builder {
+    hasty(builder).env("OUTBOUND_CONNECT_USER_TIMEOUT", "2s")
+}
+
 /// Two servers behind one service, `server` and `other`, each with an application of that name.
 struct Two {
     mesh: Mesh,
-    _other: Pod,
+    other: Pod,
     endpoints: [WeightedAddr; 2],
     _web: [app::Web; 2],
 }
 
 impl Two {
     fn new() -> Self {
-        let mut mesh = Mesh::with(Some(&hasty), Some(&hasty));
-        let other = mesh.add_pod("other", Some(&hasty));
+        Self::with(true)
+    }
+
+    /// With endpoints that have no proxies.
+    fn unmeshed() -> Self {
+        Self::with(false)
+    }
+
+    fn with(meshed: bool) -> Self {
+        type Adjust = fn(Builder) -> Builder;
+        let client: Adjust = if meshed { hasty } else { impatient };
+        let adjust: Option<&dyn Fn(Builder) -> Builder> = if meshed { Some(&hasty) } else { None };
+        let mut mesh = Mesh::with(Some(&client), adjust);
+        let other = mesh.add_pod("other", adjust);
         let web = [("server", &mesh.server), ("other", &other)].map(|(name, pod)| app::web(pod.listen(8080), name));
-        let endpoints = [&mesh.server, &other].map(|pod| policies::meshed(pod.addr(8080), &pod.identity, Some(4143)));
-        let two = Self { mesh, _other: other, endpoints, _web: web };
+        let endpoints = [&mesh.server, &other].map(|pod| {
+            if meshed {
+                policies::meshed(pod.addr(8080), &pod.identity, Some(4143))
+            } else {
+                policies::endpoint(pod.addr(8080))
+            }
+        });
+        let two = Self { mesh, other, endpoints, _web: web };
         two.lead_to(&[0, 1]);
         two
     }
@@ -166,14 +189,13 @@ fn traffic_goes_on_while_the_control_plane_is_stuck_or_gone() {
 
 // --- endpoints that die without a word ---
 
-/// Traffic leaves an endpoint that dies, and returns to it.
-fn dies_and_comes_back(die: impl FnOnce(&mut Two), live: impl FnOnce(&mut Two)) {
-    let mut two = Two::new();
+/// Traffic leaves an endpoint that dies, and returns to it. In between, `left` is logged.
+fn dies_and_comes_back(mut two: Two, left: &str, die: impl FnOnce(&mut Two), live: impl FnOnce(&mut Two)) {
     let load = two.load();
     die(&mut two);
     load.only("other", 60);
     // Those that could not go elsewhere at once have been told by now.
-    two.mesh.client.proxy().wait_log("connection given up");
+    two.mesh.client.proxy().wait_log(left);
     load.more("other", 60);
     live(&mut two);
     load.more("server", 30);
@@ -184,6 +206,8 @@ fn dies_and_comes_back(die: impl FnOnce(&mut Two), live: impl FnOnce(&mut Two)) 
 #[test]
 fn an_endpoint_whose_network_is_gone_is_left_until_it_is_back() {
     dies_and_comes_back(
+        Two::new(),
+        "connection given up",
         |two| drop_packets(&two.mesh.server.ns, &[INCOMING, OUTGOING]),
         |two| let_packets_pass(&two.mesh.server.ns),
     );
@@ -192,9 +216,54 @@ fn an_endpoint_whose_network_is_gone_is_left_until_it_is_back() {
 #[test]
 fn an_endpoint_whose_proxy_is_stopped_is_left_until_it_goes_on() {
     dies_and_comes_back(
+        Two::new(),
+        "connection given up",
         |two| two.mesh.server.proxy().signal(Signal::SIGSTOP),
         |two| two.mesh.server.proxy().signal(Signal::SIGCONT),
     );
+}
+
+#[test]
+fn an_unmeshed_endpoint_whose_network_is_gone_is_left_until_it_is_back() {
+    // Nobody is pinged here: what was sent and is not acknowledged tells.
+    dies_and_comes_back(
+        Two::unmeshed(),
+        "endpoint cannot be reached",
+        |two| drop_packets(&two.mesh.server.ns, &[INCOMING, OUTGOING]),
+        |two| let_packets_pass(&two.mesh.server.ns),
+    );
+}
+
+#[test]
+fn connections_for_bytes_do_not_wait_for_a_stopped_proxy() {
+    let mut two = Two::new();
+    for pod in [&two.mesh.server, &two.other] {
+        let listener = pod.listen(9000);
+        std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                let _ = stream.write_all(b"hello");
+                let _ = stream.read(&mut [0]);
+            }
+        });
+    }
+    let path = "tcp.test.svc.cluster.local:9000";
+    let vip = SocketAddr::from(([10, 96, 0, 101], 9000));
+    let endpoints = [&two.mesh.server, &two.other].map(|p| policies::meshed(p.addr(9000), &p.identity, Some(4143)));
+    two.mesh.control.set_endpoints(path, Endpoints::Set(endpoints.to_vec()));
+    two.mesh.control.set_outbound(vip, Ok(policies::opaque(policies::balance(path))));
+    let hello = |two: &Two| {
+        let mut stream = two.mesh.client.connect(vip).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let mut octets = [0; 5];
+        stream.read_exact(&mut octets).unwrap();
+        assert_eq!(&octets, b"hello");
+    };
+    (0..10).for_each(|_| hello(&two));
+    // The kernel still accepts connections for it, and then nothing happens.
+    two.mesh.server.proxy().signal(Signal::SIGSTOP);
+    (0..30).for_each(|_| hello(&two));
+    two.mesh.server.proxy().signal(Signal::SIGCONT);
+    (0..10).for_each(|_| hello(&two));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::{
     future::poll_fn,
+    io,
     rc::Rc,
     task::{Context, Poll},
 };
@@ -31,9 +32,10 @@ pub async fn run(conn: Rc<Conn>) {
     if reset {
         conn.io.abort_on_close();
     }
+    let silent = conn.silent.get();
     for exchange in conn.take_streams() {
         let message = message.clone().unwrap_or_else(|| "connection closed".into());
-        exchange.server_gone(&Lost { reset: None, unprocessed: false, message });
+        exchange.server_gone(&Lost { reset: None, unprocessed: false, silent, message });
     }
     // A connection that has become a tunnel is somebody else's by now.
     if !reset && Rc::strong_count(&conn.io) == 1 {
@@ -103,12 +105,19 @@ fn poll(conn: &Rc<Conn>, cx: &mut Context<'_>) -> Poll<Option<String>> {
             }
             Poll::Ready(Err(error)) => {
                 conn.io.failed(&error);
+                conn.silent.set(is_silence(&error));
                 return Poll::Ready(Some(format!("read: {error}")));
             }
         }
     }
     cx.waker().wake_by_ref();
     Poll::Pending
+}
+
+/// True when the system has given up to send something to a server from which nothing comes back.
+fn is_silence(error: &io::Error) -> bool {
+    use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
+    matches!(error.kind(), TimedOut | HostUnreachable | NetworkUnreachable)
 }
 
 fn wait(conn: &Rc<Conn>, cx: &mut Context<'_>) -> Poll<Option<String>> {
@@ -289,7 +298,8 @@ pub(super) fn h2_input(conn: &Rc<Conn>, mut octets: &[u8]) {
                     upstream.connection_gone(conn);
                 }
                 for exchange in conn.take_streams() {
-                    let lost = Lost { reset: Some(error.reason), unprocessed: false, message: error.to_string() };
+                    let message = error.to_string();
+                    let lost = Lost { reset: Some(error.reason), unprocessed: false, silent: false, message };
                     exchange.server_gone(&lost);
                 }
                 return conn.close();
@@ -327,6 +337,7 @@ fn h2_event(conn: &Rc<Conn>, event: Event2<'_>) {
                 exchange.server_gone(&Lost {
                     reset: Some(reason),
                     unprocessed: reason == Reason::REFUSED_STREAM,
+                    silent: false,
                     message: format!("stream reset by the server: {reason}"),
                 });
             }

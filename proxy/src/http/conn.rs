@@ -115,6 +115,8 @@ pub struct Conn {
     /// HTTP/2: the peer has told its limits.
     pub(super) settled: Cell<bool>,
     pub(super) liveness: Liveness,
+    /// The system has given up the server's host.
+    pub(super) silent: Cell<bool>,
 }
 
 impl Conn {
@@ -139,6 +141,7 @@ impl Conn {
             ticked: Cell::new(Instant::now()),
             settled: Cell::new(false),
             liveness: Liveness::default(),
+            silent: Cell::new(false),
         })
     }
 

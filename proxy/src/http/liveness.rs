@@ -129,7 +129,7 @@ impl Conn {
         }
         self.liveness.suspect.take();
         for exchange in self.take_streams() {
-            exchange.server_gone(&Lost { reset: None, unprocessed: false, message: message.clone() });
+            exchange.server_gone(&Lost { reset: None, unprocessed: false, silent: true, message: message.clone() });
         }
         if let Some(upstream) = &upstream {
             // From here on the back-off tells when it is tried again.

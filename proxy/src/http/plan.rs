@@ -60,6 +60,8 @@ pub struct Lost {
     pub reset: Option<Reason>,
     /// The server says, or it is certain, that the request was not processed.
     pub unprocessed: bool,
+    /// The server was silent until the system, or this proxy, gave it up.
+    pub silent: bool,
     /// One line.
     pub message: String,
 }

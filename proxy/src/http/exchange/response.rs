@@ -131,7 +131,7 @@ impl Exchange {
                 Then::Discard
             } else if s.status == 0
                 && s.is_whole()
-                && (lost.unprocessed || (s.is_safe() && reused && lost.reset.is_none()))
+                && (lost.unprocessed || (s.is_safe() && (reused || lost.silent) && lost.reset.is_none()))
             {
                 s.again();
                 Then::Again
