@@ -42,15 +42,9 @@ def fail_later(request, context):
     context.abort(grpc.StatusCode.DATA_LOSS, "halfway")
 
 
-def deadline(request, context):
-    """Says whether a deadline arrived, then waits until the client has had enough."""
-    gone = threading.Event()
-    context.add_callback(gone.set)
-    if request == b"ask":
-        return b"%d" % (context.time_remaining() or 0)
-    gone.wait()
-    cancelled.set()
-    return b""
+def time_left(request, context):
+    """How many seconds the client gives."""
+    return b"%d" % (context.time_remaining() or 0)
 
 
 def forever(request, context):
@@ -76,7 +70,7 @@ METHODS = {
     "Talk": grpc.stream_stream_rpc_method_handler(talk),
     "Fail": UNARY(fail),
     "FailLater": grpc.unary_stream_rpc_method_handler(fail_later),
-    "Deadline": UNARY(deadline),
+    "TimeLeft": UNARY(time_left),
     "Forever": grpc.unary_stream_rpc_method_handler(forever),
     "WasCancelled": UNARY(was_cancelled),
 }

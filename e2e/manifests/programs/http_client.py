@@ -3,7 +3,7 @@
 import socket
 import sys
 
-PATIENCE = 60
+PATIENCE = 200
 host, port, case = sys.argv[1:]
 
 

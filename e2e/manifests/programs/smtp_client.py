@@ -4,7 +4,7 @@ import smtplib
 import sys
 
 host, port = sys.argv[1:]
-with smtplib.SMTP(host, int(port), timeout=60) as smtp:
+with smtplib.SMTP(host, int(port), timeout=200) as smtp:
     assert smtp.ehlo()[0] == 250
     assert smtp.noop()[0] == 250
     lines = "".join(f"{'x' * 70} {port}\r\n" for _ in range(50_000))

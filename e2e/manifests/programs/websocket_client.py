@@ -6,7 +6,7 @@ import urllib.request
 
 import websockets
 
-PATIENCE = 60
+PATIENCE = 200
 address, case = sys.argv[1:]
 
 
