@@ -76,6 +76,7 @@ fn a_server_finishes_what_it_has_and_goes_when_its_application_has_gone() {
     let only_first = SocketAddr::from(([10, 96, 0, 101], 80));
     mesh.control.set_outbound(only_first, Ok(policies::detect(policies::forward(first))));
 
+    mesh.control.set_outbound(mesh.vip, Ok(policies::detect(policies::balance_evenly(&mesh.service))));
     let load = Load::of_all_kinds(&mesh.client, mesh.vip);
     load.more("server", 10);
     load.more("other", 10);

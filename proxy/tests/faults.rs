@@ -67,6 +67,7 @@ impl Two {
                 policies::endpoint(pod.addr(8080))
             }
         });
+        mesh.control.set_outbound(mesh.vip, Ok(policies::detect(policies::balance_evenly(&mesh.service))));
         let two = Self { mesh, other, endpoints, _web: web };
         two.lead_to(&[0, 1]);
         two
@@ -123,7 +124,7 @@ fn traffic_goes_on_whatever_the_control_plane_says() {
     for _ in 0..3 {
         control.set_endpoints(&service, add(two.endpoints.to_vec()));
         control.set_endpoints(&service, add(vec![two.endpoints[0].clone(), two.endpoints[0].clone()]));
-        control.set_outbound(vip, Ok(policies::detect(policies::balance(&service))));
+        control.set_outbound(vip, Ok(policies::detect(policies::balance_evenly(&service))));
     }
     load.more("server", 20);
     load.more("other", 20);
@@ -149,7 +150,7 @@ fn traffic_goes_on_whatever_the_control_plane_says() {
     load.more("other", 20);
 
     // What makes sense again is followed.
-    two.mesh.control.set_outbound(vip, Ok(policies::detect(policies::balance(&service))));
+    two.mesh.control.set_outbound(vip, Ok(policies::detect(policies::balance_evenly(&service))));
     two.mesh.control.set_inbound(8080, Ok(policies::server(vec![policies::allow_all()])));
     two.lead_to(&[1]);
     load.only("other", 30);
@@ -250,7 +251,7 @@ fn connections_for_bytes_do_not_wait_for_a_stopped_proxy() {
     let vip = SocketAddr::from(([10, 96, 0, 101], 9000));
     let endpoints = [&two.mesh.server, &two.other].map(|p| policies::meshed(p.addr(9000), &p.identity, Some(4143)));
     two.mesh.control.set_endpoints(path, Endpoints::Set(endpoints.to_vec()));
-    two.mesh.control.set_outbound(vip, Ok(policies::opaque(policies::balance(path))));
+    two.mesh.control.set_outbound(vip, Ok(policies::opaque(policies::balance_evenly(path))));
     let hello = |two: &Two| {
         let mut stream = two.mesh.client.connect(vip).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();

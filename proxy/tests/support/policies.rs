@@ -142,11 +142,21 @@ fn queue() -> outbound::Queue {
 
 /// A backend that balances over the endpoints of a path.
 pub fn balance(path: &str) -> outbound::Backend {
+    balance_for(path, Duration::from_secs(10))
+}
+
+/// As [`balance`], but an answer that came late, as happens on a busy machine, is soon forgotten: every endpoint gets its
+/// share all the time.
+pub fn balance_evenly(path: &str) -> outbound::Backend {
+    balance_for(path, Duration::from_millis(100))
+}
+
+fn balance_for(path: &str, decay: Duration) -> outbound::Backend {
     use backend::{BalanceP2c, EndpointDiscovery, balance_p2c, endpoint_discovery};
     let dst = endpoint_discovery::DestinationGet { path: path.into() };
     let ewma = balance_p2c::PeakEwma {
         default_rtt: Some(Duration::from_millis(30).try_into().unwrap()),
-        decay: Some(seconds(10)),
+        decay: Some(decay.try_into().unwrap()),
     };
     outbound::Backend {
         metadata: Some(service_meta(path.split('.').next().unwrap_or(path), "test", 80)),
