@@ -298,8 +298,9 @@ pub(super) fn h2_input(conn: &Rc<Conn>, mut octets: &[u8]) {
                     upstream.connection_gone(conn);
                 }
                 for exchange in conn.take_streams() {
-                    let message = error.to_string();
-                    let lost = Lost { reset: Some(error.reason), unprocessed: false, silent: false, message };
+                    // The server did not reset the stream: it cannot be understood.
+                    let message = format!("response: HTTP/2: {error}");
+                    let lost = Lost { reset: None, unprocessed: false, silent: false, message };
                     exchange.server_gone(&lost);
                 }
                 return conn.close();

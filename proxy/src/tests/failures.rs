@@ -149,6 +149,23 @@ async fn a_server_that_breaks_off_is_told_to_the_client() {
 }
 
 #[tokio::test]
+async fn a_server_that_does_not_speak_http2_is_named() {
+    let app = raw_app(|mut stream| async move {
+        read_until(&mut stream, "\r\n\r\n").await;
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        // What the client still says is of no interest, but no reason to reset the connection.
+        while stream.read_u8().await.is_ok() {}
+    })
+    .await;
+    let (_proxy, entry) = single(app).await;
+    let request = Request::get("http://web.test/").body(full("")).unwrap();
+    let response = soon(http2(entry).await.send_request(request)).await.unwrap();
+    assert_eq!(response.status(), 502);
+    let reason = response.headers()["l5d-proxy-error"].to_str().unwrap();
+    assert!(reason.contains(&app.to_string()) && reason.contains("HTTP/2"), "{reason}");
+}
+
+#[tokio::test]
 async fn a_connection_that_the_server_closes_while_idle_costs_no_request() {
     // One request a connection, without saying so.
     let app = raw_app(|mut stream| async move {
