@@ -21,7 +21,7 @@ const HTTP1: Port = Port { server: "nginx", service: 80, pod: 8080, detected: &[
 /// nginx speaks HTTP/2 here, without TLS.
 const HTTP2: Port = Port { server: "nginx", service: 81, pod: 8081, detected: &["http/2"] };
 /// curl for tests: silent but for errors, and it fails when the server says so.
-const CURL: &str = "curl -sS -f -m 100";
+const CURL: &str = "curl -sS -f -m 300";
 
 fn every_version(cluster: &Cluster) -> anyhow::Result<()> {
     for (option, port, version, seen) in [
@@ -69,7 +69,7 @@ fn ranges_and_conditions(cluster: &Cluster) -> anyhow::Result<()> {
         ensure!(unchanged.contains(" 304") && unchanged.ends_with("\r\n\r\n"), "{unchanged}");
         let beyond = client(
             cluster,
-            &format!("curl -sS -m 100 {option} -o /dev/null -w '%{{http_code}}' -r 100- nginx:{port}/alphabet"),
+            &format!("curl -sS -m 300 {option} -o /dev/null -w '%{{http_code}}' -r 100- nginx:{port}/alphabet"),
         )?;
         ensure!(beyond == "416", "{beyond}");
     }
@@ -120,7 +120,7 @@ fn large_uploads(cluster: &Cluster) -> anyhow::Result<()> {
 fn early_refusals(cluster: &Cluster) -> anyhow::Result<()> {
     client(cluster, "head -c 50000000 /dev/zero >/tmp/zeros")?;
     for what in ["-T /tmp/zeros", "-H Expect: -T /tmp/zeros"] {
-        let log = client(cluster, &format!("curl -sS -m 100 -v nginx/small/file {what} 2>&1"))?;
+        let log = client(cluster, &format!("curl -sS -m 300 -v nginx/small/file {what} 2>&1"))?;
         ensure!(log.contains("< HTTP/1.1 413") && !log.contains("100 Continue"), "{what}: {log}");
     }
     // Of curl's versions, not all understand this with HTTP/2.
