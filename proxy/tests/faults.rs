@@ -219,7 +219,7 @@ fn an_endpoint_whose_proxy_is_stopped_is_left_until_it_goes_on() {
     dies_and_comes_back(
         Two::new(),
         "connection given up",
-        |two| two.mesh.server.proxy().signal(Signal::SIGSTOP),
+        |two| two.mesh.server.proxy().stop(),
         |two| two.mesh.server.proxy().signal(Signal::SIGCONT),
     );
 }
@@ -261,7 +261,7 @@ fn connections_for_bytes_do_not_wait_for_a_stopped_proxy() {
     };
     (0..10).for_each(|_| hello(&two));
     // The kernel still accepts connections for it, and then nothing happens.
-    two.mesh.server.proxy().signal(Signal::SIGSTOP);
+    two.mesh.server.proxy().stop();
     (0..30).for_each(|_| hello(&two));
     two.mesh.server.proxy().signal(Signal::SIGCONT);
     (0..10).for_each(|_| hello(&two));
@@ -344,6 +344,7 @@ fn an_application_that_is_stopped_gets_no_more_requests_until_it_goes_on() {
     load.more("stopped", 10);
     load.more("other", 10);
     node.signal(Signal::SIGSTOP);
+    support::proxy::stands_still(node.0.id());
     // Its proxy lives and takes requests, so some wait. But soon all new ones are answered by the other.
     let (vip, ns) = (two.mesh.vip, &two.mesh.client.ns);
     let asked: std::cell::RefCell<Vec<std::thread::JoinHandle<(u16, String)>>> = Default::default();

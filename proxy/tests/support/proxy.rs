@@ -242,6 +242,13 @@ impl Proxy {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
     }
 
+    /// Stops it and waits until all its threads stand still, which takes its time on a busy machine. SIGCONT lets it go on.
+    #[track_caller]
+    pub fn stop(&self) {
+        self.signal(Signal::SIGSTOP);
+        stands_still(self.pid());
+    }
+
     fn has_ended(&mut self) -> bool {
         if self.status.is_none() {
             self.status = self.child.try_wait().unwrap();
@@ -273,6 +280,19 @@ impl Drop for Proxy {
             eprintln!("--- log of the proxy {} ---\n{}---", self.identity, self.log());
         }
     }
+}
+
+/// Waits until all threads of a process that got SIGSTOP are stopped.
+#[track_caller]
+pub fn stands_still(pid: u32) {
+    eventually("the process to stop", || {
+        let mut tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let stopped = |task: std::io::Result<std::fs::DirEntry>| {
+            let stat = std::fs::read_to_string(task.ok()?.path().join("stat")).ok()?;
+            Some(stat.rsplit_once(") ")?.1.starts_with('T'))
+        };
+        tasks.all(|task| stopped(task) == Some(true)).then_some(())
+    });
 }
 
 /// The value of the first series of that name with all those labels.
