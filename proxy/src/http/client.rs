@@ -55,7 +55,7 @@ fn poll(conn: &Rc<Conn>, cx: &mut Context<'_>) -> Poll<Option<String>> {
         // A write that fails is no end yet: the server may have answered before it closed.
         let written = match conn.io.poll_flush(cx) {
             Poll::Ready(_) => {
-                conn.flush();
+                conn.write_out();
                 conn.io.backlog() == 0
             }
             Poll::Pending => false,

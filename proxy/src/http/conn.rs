@@ -231,13 +231,22 @@ impl Conn {
         }
     }
 
-    /// Writes what the codec has to write.
+    /// Writes what the codec has to write, for the owner's task to look at what came of it.
     pub fn flush(self: &Rc<Self>) {
+        self.write_out();
+        if self.io.backlog() > 0 || self.closing.get() != Closing::No || self.io.is_broken() {
+            self.wake();
+        }
+    }
+
+    /// Writes what the codec has to write. The owner's task calls this and looks by itself: were it woken for what it
+    /// looks at anyway, it would never rest while a connection is on its way to the end.
+    pub(super) fn write_out(self: &Rc<Self>) {
         self.dirty.set(false);
         loop {
             if self.io.backlog() > 0 {
                 // The owner waits for the socket and comes back here.
-                return self.wake();
+                return;
             }
             let mut codec = self.codec.borrow_mut();
             let mut h1_out;
@@ -266,9 +275,6 @@ impl Conn {
             }
         }
         self.events_of_output();
-        if self.closing.get() != Closing::No || self.io.is_broken() {
-            self.wake();
-        }
     }
 
     /// What the codec has to say after its output was taken, and whom that lets go on.

@@ -83,7 +83,11 @@ fn poll(conn: &Rc<Conn>, cx: &mut Context<'_>) -> Poll<End> {
     for _ in 0..READS_PER_TURN {
         let written = match conn.io.poll_flush(cx) {
             Poll::Ready(Ok(())) => {
-                conn.flush();
+                conn.write_out();
+                if conn.io.is_broken() {
+                    // The reason comes with the next look.
+                    continue;
+                }
                 conn.io.backlog() == 0
             }
             Poll::Ready(Err(error)) => return gone(conn, &error),
@@ -164,7 +168,7 @@ fn end_of_input(conn: &Rc<Conn>) -> Poll<End> {
         tracing::debug!(client = %conn.io.peer(), %error, "client's connection ended");
     }
     // Output that is still there, such as the last response, goes out.
-    conn.flush();
+    conn.write_out();
     Poll::Ready(End::Closed)
 }
 

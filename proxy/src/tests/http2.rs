@@ -276,6 +276,8 @@ async fn a_draining_proxy_finishes_what_it_has() {
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    // While a request takes its time, the proxy must not.
+    proxy.rests().await;
     go.send_replace(true);
     let mut body = soon(response).await.unwrap().into_body();
     assert_eq!(soon(body.data()).await.unwrap().unwrap(), "done");

@@ -82,6 +82,8 @@ pub(super) struct Proxy {
     inbound: HashMap<SocketAddr, SocketAddr>,
     pub(super) drain: watch::Sender<Phase>,
     thread: Option<std::thread::JoinHandle<()>>,
+    /// The thread, as the kernel numbers it.
+    task: i32,
     _token: tempfile::NamedTempFile,
 }
 
@@ -150,7 +152,9 @@ impl Proxy {
         };
         let to_std = |all: Vec<TcpListener>| all.into_iter().map(|l| l.into_std().unwrap()).collect::<Vec<_>>();
         let (inbound_std, outbound_std) = (to_std(listeners.inbound), to_std(listeners.outbound));
+        let (tell, told) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
+            tell.send(nix::unistd::gettid().as_raw()).unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             // The listeners are those of the test's runtime; here they begin a new life.
             let move_here = |all: Vec<std::net::TcpListener>| {
@@ -162,7 +166,21 @@ impl Proxy {
                 run_with(context, listeners, original).await.unwrap();
             });
         });
-        Self { discovery, metrics, direct, outbound: out, inbound: inb, drain, thread: Some(thread), _token: token }
+        let (thread, task) = (Some(thread), told.recv().unwrap());
+        Self { discovery, metrics, direct, outbound: out, inbound: inb, drain, thread, task, _token: token }
+    }
+
+    /// Waits until the proxy has nothing to do: it is seen asleep many times in a row. One that wakes itself never is.
+    pub(super) async fn rests(&self) {
+        let stat = format!("/proc/self/task/{}/stat", self.task);
+        let mut asleep = 0;
+        until("the proxy rests", || {
+            let stat = std::fs::read_to_string(&stat).unwrap();
+            let sleeps = stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('S'));
+            asleep = if sleeps { asleep + 1 } else { 0 };
+            asleep == 20
+        })
+        .await;
     }
 
     /// Where the application connects to reach that destination.
