@@ -63,6 +63,8 @@ impl Bot {
         let mut end = std::pin::pin!(end);
         loop {
             tokio::select! {
+                // The end first: after a slow round the next one is due too, and chance would choose between them.
+                biased;
                 () = &mut end => return,
                 _ = rounds.tick() => {}
             }
