@@ -1,7 +1,7 @@
 # Every target is for people and for CI alike. `make help` lists them.
 
 HOST      := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
-RELEASE   := target/$(HOST)/release
+RELEASE   := $(or $(CARGO_TARGET_DIR),target)/$(HOST)/release
 # What a cluster is made of; the static binaries need no library of the machine they run on.
 PRODUCTS  := weft weft-proxy weft-controller weft-demo
 # Seconds for each fuzz target.
