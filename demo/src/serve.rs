@@ -113,6 +113,8 @@ where
             }
         });
     }
+    // Who connects from now on is refused, and does not wait for somebody who will never accept.
+    drop(listener);
     while connections.join_next().await.is_some() {}
 }
 
