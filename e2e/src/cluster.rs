@@ -23,7 +23,7 @@ use crate::{DEADLINE, Process, wait_for};
 pub fn binaries() -> PathBuf {
     let this = std::env::current_exe().expect("a test knows its own path");
     let directory = this.ancestors().nth(2).expect("a test is in target/*/deps").to_owned();
-    for name in ["weft", "weft-proxy", "weft-init", "weft-controller", "weft-demo"] {
+    for name in ["weft", "weft-proxy", "weft-init", "weft-controller", "weft-demo", "weft-load"] {
         assert!(directory.join(name).exists(), "{} has no {name}; `make test` builds it", directory.display());
     }
     directory

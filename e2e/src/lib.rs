@@ -6,12 +6,16 @@
 mod cluster;
 mod packets;
 mod processes;
+mod report;
 mod samples;
+mod traffic;
 
 pub use cluster::{Cluster, Foreground, Ran, binaries, manifest, run, weft};
 pub use packets::{Capture, Packet};
-pub use processes::Process;
+pub use processes::{Process, Usage};
+pub use report::{Account, REPORT_PORT, Report};
 pub use samples::{Sample, Samples};
+pub use traffic::{CLIENT, NAMESPACE, Traffic};
 
 use std::time::{Duration, Instant};
 

@@ -25,6 +25,17 @@ pub struct Process {
     pub command: Vec<String>,
 }
 
+/// What a process uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Memory that belongs to no file and is in use, in KiB.
+    pub anonymous: u64,
+    /// Open file descriptors.
+    pub descriptors: u64,
+    /// Threads.
+    pub threads: u64,
+}
+
 impl Process {
     /// Every process that one can see.
     pub fn all() -> Vec<Self> {
@@ -87,6 +98,22 @@ impl Process {
     pub fn network(&self) -> anyhow::Result<String> {
         let link = fs::read_link(format!("/proc/{}/ns/net", self.pid));
         Ok(link.with_context(|| format!("{} is gone", self.program()))?.display().to_string())
+    }
+
+    /// What it uses now.
+    ///
+    /// # Errors
+    ///
+    /// When the process is gone.
+    pub fn usage(&self) -> anyhow::Result<Usage> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
+        let number = |name: &str| -> anyhow::Result<u64> {
+            let value =
+                status.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
+            Ok(value.trim().trim_end_matches(" kB").parse()?)
+        };
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", self.pid))?.count() as u64;
+        Ok(Usage { anonymous: number("RssAnon:")?, descriptors, threads: number("Threads:")? })
     }
 
     /// Sends SIGKILL.
