@@ -146,13 +146,13 @@ pub struct ProxySide {
     pub connect_timeout: Duration,
     /// How long protocol detection waits for octets.
     pub detect_timeout: Duration,
-    /// TCP keepalive of accepted connections.
+    /// TCP keepalive of accepted connections; none when unset or zero.
     pub accept_keepalive: Option<Duration>,
-    /// TCP keepalive of connections made.
+    /// TCP keepalive of connections made; none when unset or zero.
     pub connect_keepalive: Option<Duration>,
-    /// TCP user timeout of accepted connections.
+    /// TCP user timeout of accepted connections; none when unset or zero.
     pub accept_user_timeout: Option<Duration>,
-    /// TCP user timeout of connections made.
+    /// TCP user timeout of connections made; none when unset or zero.
     pub connect_user_timeout: Option<Duration>,
     /// Back-off between attempts to connect to an endpoint.
     pub connect_backoff: Backoff,

@@ -216,7 +216,19 @@ struct SideDefaults {
     failfast: Duration,
     discovery_idle: Duration,
     max_idle: &'static str,
+    /// Of accepted connections, and of those made: set where the other end is on another host.
+    accept: Option<Vanishing>,
+    connect: Option<Vanishing>,
 }
+
+/// How a host that is gone without a word is found out.
+struct Vanishing {
+    keepalive: Duration,
+    user_timeout: Duration,
+}
+
+/// As Linkerd's charts set it.
+const VANISHING: Vanishing = Vanishing { keepalive: Duration::from_secs(10), user_timeout: Duration::from_secs(30) };
 
 const INBOUND: SideDefaults = SideDefaults {
     prefix: "INBOUND",
@@ -227,6 +239,8 @@ const INBOUND: SideDefaults = SideDefaults {
     discovery_idle: Duration::from_secs(90),
     // Linkerd's name for the inbound limit has no direction in it.
     max_idle: "MAX_IDLE_CONNS_PER_ENDPOINT",
+    accept: Some(VANISHING),
+    connect: None,
 };
 
 const OUTBOUND: SideDefaults = SideDefaults {
@@ -237,6 +251,8 @@ const OUTBOUND: SideDefaults = SideDefaults {
     failfast: Duration::from_secs(3),
     discovery_idle: Duration::from_secs(5),
     max_idle: "OUTBOUND_MAX_IDLE_CONNS_PER_ENDPOINT",
+    accept: None,
+    connect: Some(VANISHING),
 };
 
 fn side(source: &Source<'_>, defaults: &SideDefaults) -> Result<ProxySide, Error> {
@@ -249,16 +265,17 @@ fn side(source: &Source<'_>, defaults: &SideDefaults) -> Result<ProxySide, Error
             None => socket_addr(defaults.listen).map_err(|e| error(&name("LISTEN_ADDR"), e))?,
         }],
     };
+    let remote = |suffix: &str, default: Option<Duration>| Ok::<_, Error>(optional(suffix)?.or(default));
     let default_backoff = Backoff { min: Duration::from_millis(100), max: defaults.backoff_max, jitter: 0.1 };
     Ok(ProxySide {
         listen,
         backlog: source.parse(&name("TCP_LISTEN_BACKLOG"), number)?,
         connect_timeout: source.duration(&name("CONNECT_TIMEOUT"), defaults.connect_timeout)?,
         detect_timeout: source.duration(&name("DETECT_TIMEOUT"), Duration::from_secs(10))?,
-        accept_keepalive: optional("ACCEPT_KEEPALIVE")?,
-        connect_keepalive: optional("CONNECT_KEEPALIVE")?,
-        accept_user_timeout: optional("ACCEPT_USER_TIMEOUT")?,
-        connect_user_timeout: optional("CONNECT_USER_TIMEOUT")?,
+        accept_keepalive: remote("ACCEPT_KEEPALIVE", defaults.accept.as_ref().map(|d| d.keepalive))?,
+        connect_keepalive: remote("CONNECT_KEEPALIVE", defaults.connect.as_ref().map(|d| d.keepalive))?,
+        accept_user_timeout: remote("ACCEPT_USER_TIMEOUT", defaults.accept.as_ref().map(|d| d.user_timeout))?,
+        connect_user_timeout: remote("CONNECT_USER_TIMEOUT", defaults.connect.as_ref().map(|d| d.user_timeout))?,
         connect_backoff: backoff(source, &name("CONNECT_EXP_BACKOFF"), default_backoff)?,
         http_failfast: source.duration(&name("HTTP_FAILFAST_TIMEOUT"), defaults.failfast)?,
         http_queue: source.or(&name("HTTP_QUEUE_CAPACITY"), 10_000, number)?,
@@ -487,6 +504,17 @@ mod tests {
         assert_eq!(config.inbound.listen, ["0.0.0.0:4143".parse().unwrap()]);
         assert_eq!(config.outbound.discovery_idle, Duration::from_secs(5));
         assert_eq!(config.cores, 1);
+    }
+
+    #[test]
+    fn hosts_that_are_gone_are_found_out_without_any_setting() {
+        let config = parse(&[("OUTBOUND_CONNECT_KEEPALIVE", Some("0s"))]).unwrap();
+        let (inbound, outbound) = (&config.inbound, &config.outbound);
+        let (keepalive, user_timeout) = (Some(Duration::from_secs(10)), Some(Duration::from_secs(30)));
+        assert_eq!((inbound.accept_keepalive, inbound.accept_user_timeout), (keepalive, user_timeout));
+        assert_eq!((outbound.connect_keepalive, outbound.connect_user_timeout), (Some(Duration::ZERO), user_timeout));
+        // The application is on the same host.
+        assert_eq!((inbound.connect_keepalive, outbound.accept_user_timeout), (None, None));
     }
 
     #[test]

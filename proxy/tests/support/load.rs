@@ -34,8 +34,8 @@ pub enum Speak {
 
 #[derive(Default)]
 struct Counts {
-    /// Answers with 200, by their bodies.
-    answers: BTreeMap<String, usize>,
+    /// Answers with 200, by client and body.
+    answers: BTreeMap<(usize, String), usize>,
     failures: Vec<String>,
 }
 
@@ -53,12 +53,13 @@ impl Load {
         let (counts, stop) = (Arc::<Mutex<Counts>>::default(), Arc::<AtomicBool>::default());
         let threads = kinds
             .iter()
-            .map(|kind| {
+            .enumerate()
+            .map(|(number, kind)| {
                 let (kind, ns, counts, stop) = (*kind, pod.ns.clone(), counts.clone(), stop.clone());
                 std::thread::spawn(move || {
                     ns.enter(move || {
                         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                        runtime.block_on(client(kind, addr, &counts, &stop));
+                        runtime.block_on(client((number, kind), addr, &counts, &stop));
                     });
                 })
             })
@@ -74,7 +75,11 @@ impl Load {
     /// Good answers so far, from that server or (`""`) from any.
     pub fn answers(&self, from: &str) -> usize {
         let counts = self.counts.lock().unwrap();
-        counts.answers.iter().filter(|(name, _)| from.is_empty() || *name == from).map(|(_, n)| n).sum()
+        counts.answers.iter().filter(|((_, name), _)| from.is_empty() || *name == from).map(|(_, n)| n).sum()
+    }
+
+    fn answers_to(&self, client: usize, from: &str) -> usize {
+        self.counts.lock().unwrap().answers.get(&(client, from.to_owned())).copied().unwrap_or_default()
     }
 
     /// What failed so far.
@@ -89,6 +94,16 @@ impl Load {
         eventually(&format!("{n} answers from {from:?}"), || {
             assert_eq!(self.failures(), [""; 0]);
             (self.answers(from) >= before + n).then_some(())
+        });
+    }
+
+    /// Waits until every client has got some more good answers from that server: none of them hangs.
+    #[track_caller]
+    pub fn each(&self, from: &str, n: usize) {
+        let before: Vec<_> = (0..self.threads.len()).map(|client| self.answers_to(client, from)).collect();
+        eventually(&format!("{n} answers from {from:?} to each client"), || {
+            assert_eq!(self.failures(), [""; 0]);
+            before.iter().enumerate().all(|(client, b)| self.answers_to(client, from) >= b + n).then_some(())
         });
     }
 
@@ -170,11 +185,11 @@ impl Client {
     }
 }
 
-async fn client(kind: Speak, addr: SocketAddr, counts: &Mutex<Counts>, stop: &AtomicBool) {
+async fn client((number, kind): (usize, Speak), addr: SocketAddr, counts: &Mutex<Counts>, stop: &AtomicBool) {
     let mut client = None;
     while !stop.load(Ordering::SeqCst) {
         match tokio::time::timeout(DEADLINE, one(kind, addr, &mut client)).await {
-            Ok(Ok(name)) => *counts.lock().unwrap().answers.entry(name).or_default() += 1,
+            Ok(Ok(name)) => *counts.lock().unwrap().answers.entry((number, name)).or_default() += 1,
             Ok(Err(error)) => {
                 client = None;
                 counts.lock().unwrap().failures.push(format!("{kind:?}: {error}"));
