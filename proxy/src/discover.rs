@@ -1,22 +1,22 @@
 //! Discovery: what the data threads ask, answered from watches that the control thread keeps.
 //!
 //! Each key (outbound address, service path, inbound port) has one entry with its watches, shared by all threads. An
-//! entry lives while somebody holds a receiver of it, and the idle timeout longer.
+//! entry lives while somebody holds a receiver of it, and the idle timeout longer. While the control plane does not answer,
+//! what it has said is not forgotten.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     hash::Hash,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use futures_util::future::BoxFuture;
-use linkerd2_proxy_api::{
-    destination::{GetDestination, destination_client::DestinationClient, update::Update as Change},
-    inbound::{PortSpec, inbound_server_policies_client::InboundServerPoliciesClient},
-    outbound::{TrafficSpec, outbound_policies_client::OutboundPoliciesClient, traffic_spec},
-};
+use linkerd2_proxy_api::inbound::{PortSpec, inbound_server_policies_client::InboundServerPoliciesClient};
 use tokio::{
     runtime::Handle,
     sync::watch,
@@ -27,15 +27,19 @@ use tonic::{Code, Status};
 use crate::{
     config::Config,
     control::{Link, Next, follow, translate},
-    policy::{Distribution, Endpoint, Endpoints, InboundPolicy, Meta, OutboundPolicy, Profile, Queue, contains},
+    policy::{Endpoints, InboundPolicy, OutboundPolicy, Profile},
 };
 
+mod endpoints;
 mod merge;
+mod outbound;
 #[cfg(test)]
 pub(crate) mod preset;
 
 /// How long the first connection to an address waits for its policy.
 const POLICY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often it is looked whether an entry that nobody uses need not be kept any longer.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Handle for data threads; clones share one cache.
 #[derive(Clone)]
@@ -136,7 +140,7 @@ impl Discovery {
                     policy: watch::channel(Arc::new(OutboundPolicy::invalid("not known yet"))).0,
                     profile: watch::channel(None).0,
                 };
-                self.0.runtime.spawn(keep_outbound(self.0.clone(), dst, entry.clone()));
+                self.0.runtime.spawn(outbound::keep(self.0.clone(), dst, entry.clone()));
                 entry
             });
             let resolution = Resolution { policy: entry.policy.subscribe(), profile: entry.profile.subscribe() };
@@ -167,7 +171,7 @@ impl Discovery {
         let (tx, rx) = watch::channel(Arc::new(Endpoints::Unknown));
         let path: Arc<str> = path.into();
         map.insert(path.clone(), tx.clone());
-        self.0.runtime.spawn(keep_endpoints(self.0.clone(), path, tx));
+        self.0.runtime.spawn(endpoints::keep(self.0.clone(), path, tx));
         rx
     }
 
@@ -190,17 +194,51 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What the control plane says about an entry, as far as that decides whether the entry may be forgotten.
+#[derive(Default)]
+struct Standing {
+    known: AtomicBool,
+    broken: AtomicBool,
+}
+
+impl Standing {
+    /// It has answered.
+    fn answered(&self) {
+        self.known.store(true, Ordering::Relaxed);
+        self.broken.store(false, Ordering::Relaxed);
+    }
+
+    /// It does not answer any more.
+    fn failed(&self) {
+        self.broken.store(true, Ordering::Relaxed);
+    }
+
+    /// True when something is known that could not be asked for again.
+    fn is_needed(&self) -> bool {
+        self.known.load(Ordering::Relaxed) && self.broken.load(Ordering::Relaxed)
+    }
+}
+
 /// Returns once nobody has held a receiver for the idle timeout and the entry has been removed.
-async fn idle<'a, K: Hash + Eq, V>(
+async fn idle<'a, K: Hash + Eq + std::fmt::Display, V>(
     map: &'a Mutex<HashMap<K, V>>,
     key: &'a K,
     timeout: Duration,
     closed: impl Fn() -> BoxFuture<'a, ()>,
     is_idle: impl Fn() -> bool,
+    is_needed: impl Fn() -> bool,
 ) {
+    let mut told = false;
     loop {
         closed().await;
         sleep(timeout).await;
+        if is_needed() {
+            if !std::mem::replace(&mut told, true) {
+                tracing::debug!(%key, "nobody uses it, but it is kept while the control plane does not answer");
+            }
+            sleep(LOOK).await;
+            continue;
+        }
         // Under the lock, as new receivers are only made under it.
         let mut map = lock(map);
         if is_idle() {
@@ -214,6 +252,7 @@ async fn keep_inbound(inner: Arc<Inner>, port: u16, tx: watch::Sender<Arc<Inboun
     let what = format!("inbound policy of port {port}");
     let spec = PortSpec { workload: inner.config.policy.workload.clone(), port: port.into() };
     let mut answered = false;
+    let standing = Standing::default();
     let watch = follow(
         &inner.policy,
         &what,
@@ -223,21 +262,24 @@ async fn keep_inbound(inner: Arc<Inner>, port: u16, tx: watch::Sender<Arc<Inboun
         },
         |event| {
             match event {
-                Ok((_, message)) => match translate::server(message) {
-                    Ok(policy) => {
-                        answered = true;
-                        publish(&tx, Arc::new(policy));
+                Ok((_, message)) => {
+                    standing.answered();
+                    match translate::server(message) {
+                        Ok(policy) => {
+                            answered = true;
+                            publish(&tx, Arc::new(policy));
+                        }
+                        Err(error) if answered => {
+                            tracing::warn!(port, %error, "refusing an inbound policy; the last good one stays in force");
+                        }
+                        Err(error) => {
+                            tracing::warn!(port, %error, "refusing an inbound policy; there is no good one");
+                            publish(&tx, Arc::new(InboundPolicy::invalid(error.to_string())));
+                        }
                     }
-                    Err(error) if answered => {
-                        tracing::warn!(port, %error, "refusing an inbound policy; the last good one stays in force");
-                    }
-                    Err(error) => {
-                        tracing::warn!(port, %error, "refusing an inbound policy; there is no good one");
-                        publish(&tx, Arc::new(InboundPolicy::invalid(error.to_string())));
-                    }
-                },
+                }
                 Err(status) if is_refusal(status) => return Next::Rest,
-                Err(_) => {}
+                Err(_) => standing.failed(),
             }
             Next::Continue
         },
@@ -248,280 +290,12 @@ async fn keep_inbound(inner: Arc<Inner>, port: u16, tx: watch::Sender<Arc<Inboun
         inner.config.inbound.discovery_idle,
         || Box::pin(tx.closed()),
         || tx.receiver_count() == 0,
+        || standing.is_needed(),
     );
     tokio::select! {
         () = watch => {}
         () = idle => {}
     }
-}
-
-async fn keep_endpoints(inner: Arc<Inner>, path: Arc<str>, tx: watch::Sender<Arc<Endpoints>>) {
-    let what = format!("endpoints of {path}");
-    let request = GetDestination {
-        scheme: "k8s".into(),
-        path: path.to_string(),
-        context_token: inner.config.destination.context.clone(),
-    };
-    // Keyed by address: a later message about an address replaces an earlier one.
-    let mut known: BTreeMap<SocketAddr, Arc<Endpoint>> = BTreeMap::new();
-    let watch = follow(
-        &inner.destination,
-        &what,
-        |channel| {
-            let (origin, request) = (channel.origin(), request.clone());
-            async move { DestinationClient::with_origin(channel, origin).get(request).await }
-        },
-        |event| {
-            match event {
-                Ok((first, message)) => {
-                    if let Some(state) = change_endpoints(&path, &mut known, first, message.update) {
-                        publish(&tx, Arc::new(state));
-                    }
-                }
-                Err(status) if status.code() == Code::NotFound || is_refusal(status) => {
-                    known.clear();
-                    publish(&tx, Arc::new(Endpoints::DoesNotExist));
-                    return Next::Rest;
-                }
-                Err(_) => {}
-            }
-            Next::Continue
-        },
-    );
-    let idle = idle(
-        &inner.endpoints,
-        &path,
-        inner.config.outbound.discovery_idle,
-        || Box::pin(tx.closed()),
-        || tx.receiver_count() == 0,
-    );
-    tokio::select! {
-        () = watch => {}
-        () = idle => {}
-    }
-}
-
-/// Applies an update; `None` when it makes no sense and nothing changes.
-fn change_endpoints(
-    path: &str,
-    known: &mut BTreeMap<SocketAddr, Arc<Endpoint>>,
-    first: bool,
-    change: Option<Change>,
-) -> Option<Endpoints> {
-    let Some(change) = change else {
-        tracing::warn!(path, "refusing an empty update of endpoints");
-        return None;
-    };
-    match change {
-        Change::Add(set) => {
-            let mut fresh = Vec::with_capacity(set.addrs.len());
-            let total = set.addrs.len();
-            for addr in set.addrs {
-                match translate::endpoint(addr, &set.metric_labels) {
-                    Ok(endpoint) => fresh.push(Arc::new(endpoint)),
-                    Err(error) => tracing::warn!(path, %error, "refusing an endpoint"),
-                }
-            }
-            // A set without any usable endpoint tells nothing that should replace what works.
-            if fresh.is_empty() && total > 0 {
-                return None;
-            }
-            if first {
-                known.clear();
-            }
-            known.extend(fresh.into_iter().map(|e| (e.addr, e)));
-        }
-        Change::Remove(set) => {
-            if first {
-                known.clear();
-            }
-            for addr in set.addrs {
-                match translate::socket_addr(addr) {
-                    Ok(addr) => drop(known.remove(&addr)),
-                    Err(error) => tracing::warn!(path, %error, "refusing to remove an endpoint"),
-                }
-            }
-        }
-        Change::NoEndpoints(none) => {
-            known.clear();
-            if !none.exists {
-                return Some(Endpoints::DoesNotExist);
-            }
-        }
-    }
-    Some(Endpoints::Some(known.values().cloned().collect()))
-}
-
-/// What both services said about an outbound address.
-#[derive(Default)]
-struct Sides {
-    policy: Option<Arc<OutboundPolicy>>,
-    /// The control plane has no policy for the address.
-    no_policy: bool,
-    refused: Option<String>,
-    trouble: Option<String>,
-    profile: Option<Arc<Profile>>,
-    overrides: Option<Distribution>,
-    profile_done: bool,
-}
-
-async fn keep_outbound(inner: Arc<Inner>, dst: SocketAddr, entry: Entry) {
-    let asks_profile = contains(&inner.config.destination.profile_networks, dst.ip());
-    let sides = Mutex::new(Sides { profile_done: !asks_profile, ..Sides::default() });
-    let update = |change: &mut dyn FnMut(&mut Sides)| {
-        let mut sides = lock(&sides);
-        change(&mut sides);
-        settle(&inner.config, dst, &sides, &entry);
-    };
-
-    let policies = async {
-        let spec = TrafficSpec {
-            source_workload: inner.config.policy.workload.clone(),
-            target: Some(traffic_spec::Target::Addr(dst.into())),
-        };
-        let what = format!("outbound policy of {dst}");
-        follow(
-            &inner.policy,
-            &what,
-            |channel| {
-                let (origin, spec) = (channel.origin(), spec.clone());
-                async move { OutboundPoliciesClient::with_origin(channel, origin).watch(spec).await }
-            },
-            |event| {
-                match event {
-                    Ok((_, message)) => match translate::outbound_policy(message) {
-                        Ok(policy) => update(&mut |s| {
-                            s.policy = Some(Arc::new(policy.clone()));
-                            (s.no_policy, s.refused) = (false, None);
-                        }),
-                        Err(error) => {
-                            tracing::warn!(%dst, %error, "refusing an outbound policy");
-                            update(&mut |s| {
-                                let invalid = || Arc::new(OutboundPolicy::invalid(error.to_string()));
-                                s.policy.get_or_insert_with(invalid);
-                            });
-                        }
-                    },
-                    Err(status) if matches!(status.code(), Code::NotFound | Code::Unimplemented) => {
-                        update(&mut |s| (s.policy, s.no_policy, s.refused) = (None, true, None));
-                        return Next::Rest;
-                    }
-                    Err(status) if is_refusal(status) => {
-                        let text = describe(status);
-                        update(&mut |s| s.refused = Some(text.clone()));
-                        return Next::Rest;
-                    }
-                    Err(status) => {
-                        let text = describe(status);
-                        update(&mut |s| s.trouble = Some(text.clone()));
-                    }
-                }
-                Next::Continue
-            },
-        )
-        .await;
-    };
-
-    let profiles = async {
-        if !asks_profile {
-            return std::future::pending().await;
-        }
-        let request = GetDestination {
-            scheme: String::new(),
-            path: dst.to_string(),
-            context_token: inner.config.destination.context.clone(),
-        };
-        let what = format!("profile of {dst}");
-        follow(
-            &inner.destination,
-            &what,
-            |channel| {
-                let (origin, request) = (channel.origin(), request.clone());
-                async move { DestinationClient::with_origin(channel, origin).get_profile(request).await }
-            },
-            |event| {
-                match event {
-                    Ok((_, message)) => {
-                        let known = translate::profile(&message).and_then(|p| Ok((p, translate::overrides(&message)?)));
-                        match known {
-                            Ok((profile, overrides)) => update(&mut |s| {
-                                s.profile = Some(Arc::new(profile.clone()));
-                                s.overrides.clone_from(&overrides);
-                                s.profile_done = true;
-                            }),
-                            Err(error) => {
-                                tracing::warn!(%dst, %error, "refusing a profile; what was known stays");
-                                update(&mut |s| s.profile_done = true);
-                            }
-                        }
-                    }
-                    Err(status) => {
-                        tracing::debug!(%dst, code = ?status.code(), message = status.message(), "no profile");
-                        // A failure is no answer: the address may be of a meshed pod, which must not get plaintext
-                        // because of it. How long an answer is waited for is limited below.
-                        if status.code() == Code::NotFound || is_refusal(status) {
-                            update(&mut |s| s.profile_done = true);
-                            return Next::Rest;
-                        }
-                    }
-                }
-                Next::Continue
-            },
-        )
-        .await;
-    };
-
-    // A connection does not wait long for a profile: most addresses have nothing in it.
-    let patience = async {
-        sleep(inner.config.destination.profile_initial_timeout).await;
-        update(&mut |s| s.profile_done = true);
-        std::future::pending::<()>().await;
-    };
-
-    let closed = || -> BoxFuture<'_, ()> {
-        Box::pin(async {
-            entry.phase.closed().await;
-            entry.policy.closed().await;
-            entry.profile.closed().await;
-        })
-    };
-    let idle = idle(&inner.outbound, &dst, inner.config.outbound.discovery_idle, closed, || entry.is_idle());
-    tokio::select! {
-        () = policies => {}
-        () = profiles => {}
-        () = patience => {}
-        () = idle => {}
-    }
-}
-
-/// Publishes what both sides together mean.
-fn settle(config: &Config, dst: SocketAddr, sides: &Sides, entry: &Entry) {
-    let profile = sides.profile.clone();
-    publish(&entry.profile, profile.clone());
-    let raw = match &sides.policy {
-        Some(policy) => Some(policy.clone()),
-        None if sides.no_policy => {
-            let endpoint = profile.as_ref().and_then(|p| p.endpoint.clone());
-            let endpoint = endpoint.unwrap_or_else(|| Arc::new(Endpoint::plain(dst)));
-            let queue = Queue { capacity: config.outbound.http_queue, failfast: config.outbound.http_failfast };
-            let meta = Meta::default_named("forward");
-            Some(Arc::new(OutboundPolicy::forward(meta, endpoint, queue, config.outbound.detect_timeout)))
-        }
-        None => None,
-    };
-    let phase = match raw {
-        Some(raw) if sides.profile_done => {
-            publish(&entry.policy, merge::merge(raw, profile.as_deref(), sides.overrides.as_ref()));
-            Phase::Ready
-        }
-        Some(_) => Phase::Pending(Some("waiting for the profile".into())),
-        // A policy that was good stays in force whatever happens later; there is none here.
-        None => match &sides.refused {
-            Some(status) => Phase::Refused(status.clone()),
-            None => Phase::Pending(sides.trouble.clone()),
-        },
-    };
-    publish(&entry.phase, phase);
 }
 
 /// Sends a value if it differs, so that watchers wake for real changes only.
@@ -542,65 +316,4 @@ fn is_refusal(status: &Status) -> bool {
 
 fn describe(status: &Status) -> String {
     format!("{:?}: {}", status.code(), status.message())
-}
-
-#[cfg(test)]
-mod tests {
-    use linkerd2_proxy_api::destination::{AddrSet, NoEndpoints, WeightedAddr, WeightedAddrSet};
-
-    use super::*;
-
-    fn addr(last: u8) -> SocketAddr {
-        SocketAddr::from(([10, 0, 0, last], 80))
-    }
-
-    fn add(lasts: &[u8]) -> Option<Change> {
-        let addrs = lasts
-            .iter()
-            .map(|l| WeightedAddr { addr: Some(addr(*l).into()), weight: 1, ..WeightedAddr::default() })
-            .collect();
-        Some(Change::Add(WeightedAddrSet { addrs, metric_labels: HashMap::new() }))
-    }
-
-    fn addrs(state: Option<Endpoints>) -> Option<Vec<SocketAddr>> {
-        match state? {
-            Endpoints::Some(all) => Some(all.iter().map(|e| e.addr).collect()),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn updates_change_the_set() {
-        let mut known = BTreeMap::new();
-        let mut change = |first, change| change_endpoints("test", &mut known, first, change);
-        assert_eq!(addrs(change(true, add(&[2, 1, 1]))), Some(vec![addr(1), addr(2)]), "each address once, in order");
-        assert_eq!(addrs(change(false, add(&[3]))), Some(vec![addr(1), addr(2), addr(3)]));
-        let remove = Some(Change::Remove(AddrSet { addrs: vec![addr(1).into(), addr(9).into()] }));
-        assert_eq!(addrs(change(false, remove)), Some(vec![addr(2), addr(3)]));
-        assert_eq!(addrs(change(true, add(&[4]))), Some(vec![addr(4)]), "a new stream begins anew");
-        let empty = Some(Change::NoEndpoints(NoEndpoints { exists: true }));
-        assert_eq!(addrs(change(false, empty)), Some(vec![]));
-        let gone = Some(Change::NoEndpoints(NoEndpoints { exists: false }));
-        assert_eq!(change(false, gone), Some(Endpoints::DoesNotExist));
-    }
-
-    #[test]
-    fn nonsense_changes_nothing() {
-        let mut known = BTreeMap::new();
-        change_endpoints("test", &mut known, true, add(&[1]));
-        assert_eq!(change_endpoints("test", &mut known, false, None), None);
-        let wrong = || WeightedAddr { addr: None, ..WeightedAddr::default() };
-        let set = Change::Add(WeightedAddrSet { addrs: vec![wrong()], metric_labels: HashMap::new() });
-        assert_eq!(change_endpoints("test", &mut known, true, Some(set)), None);
-        assert_eq!(known.len(), 1);
-        // An identity that cannot be understood never becomes plaintext.
-        let mut odd = WeightedAddr { addr: Some(addr(2).into()), ..WeightedAddr::default() };
-        odd.tls_identity = Some(linkerd2_proxy_api::destination::TlsIdentity::default());
-        let Some(Change::Add(mut set)) = add(&[3]) else { panic!() };
-        set.addrs.push(odd);
-        assert_eq!(
-            addrs(change_endpoints("test", &mut known, false, Some(Change::Add(set)))),
-            Some(vec![addr(1), addr(3)])
-        );
-    }
 }

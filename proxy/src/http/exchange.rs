@@ -24,7 +24,8 @@ mod response;
 
 /// Octets of a body that are held while there is no connection to send them on; then the client is paused.
 const HOLD: usize = 64 * 1024;
-/// Endpoints that a request is tried on at most, as long as none has seen it.
+/// Endpoints that a request is sent to at most, as long as none has seen it; or that are connected to in vain, unless there
+/// are more and it may wait for one.
 const ATTEMPTS: u8 = 8;
 
 /// Places in [`State::timers`].
@@ -78,7 +79,7 @@ struct State {
 impl State {
     /// True when all that was sent is still here, so that it can be sent again.
     fn is_whole(&self) -> bool {
-        self.head.is_some() && !self.body_sent && self.attempts + 1 < ATTEMPTS
+        self.head.is_some() && !self.body_sent && self.attempts < ATTEMPTS - 1
     }
 
     /// True when it does no harm to do twice what the client wants (RFC 9110 §9.2.1).
@@ -312,10 +313,12 @@ impl Exchange {
         }
         let again = {
             let mut s = self.state.borrow_mut();
-            s.attempts += 1;
-            s.attempts < ATTEMPTS
-                && failure.kind != Kind::LoadShed
-                && s.plan.as_ref().is_some_and(|p| p.to.has_others())
+            s.attempts = s.attempts.saturating_add(1);
+            failure.kind != Kind::LoadShed
+                && s.plan.as_ref().is_some_and(|p| {
+                    let more = || p.to.has_ready() && self.started.elapsed() < p.queue.failfast;
+                    p.to.has_others() && (s.attempts < ATTEMPTS || more())
+                })
         };
         if again { self.dispatch() } else { self.fail(failure) }
     }

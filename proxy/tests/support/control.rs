@@ -8,7 +8,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use futures_util::Stream;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _};
+use http_body_util::StreamBody;
+use hyper::service::Service as _;
 use linkerd2_proxy_api::{
     destination::{
         AddrSet, DestinationProfile, GetDestination, NoEndpoints, Update, WeightedAddr, WeightedAddrSet,
@@ -81,6 +84,15 @@ pub enum Endpoints {
     Raw(Update),
 }
 
+/// Octets that every watch is answered with instead of messages.
+#[derive(Clone)]
+pub struct Garbage {
+    /// The body of the answer.
+    pub octets: Bytes,
+    /// The body does not end after them.
+    pub stalls: bool,
+}
+
 type Answer<T> = Result<T, Status>;
 type Topics<K, T> = Mutex<HashMap<K, watch::Sender<Answer<T>>>>;
 
@@ -95,6 +107,7 @@ struct Shared {
     outbound: Topics<SocketAddr, OutboundPolicy>,
     profiles: Topics<String, DestinationProfile>,
     endpoints: Topics<String, Endpoints>,
+    garbage: Mutex<Option<Garbage>>,
     /// Calls by name, such as `Watch 10.96.0.1:80`.
     calls: Mutex<Vec<String>>,
 }
@@ -146,6 +159,7 @@ impl FakeControl {
             outbound: Mutex::default(),
             profiles: Mutex::default(),
             endpoints: Mutex::default(),
+            garbage: Mutex::default(),
             calls: Mutex::default(),
         };
         let control = Self { shared: Arc::new(shared), places: Mutex::default(), running: Mutex::new(None) };
@@ -292,6 +306,12 @@ impl FakeControl {
         set(&self.shared.endpoints, path.to_owned(), Ok(endpoints));
     }
 
+    /// Answers all watches that are opened from now on with that, or again as it should. They are recorded in
+    /// [`FakeControl::calls`] as `garbage <path>`.
+    pub fn set_garbage(&self, garbage: Option<Garbage>) {
+        *self.shared.garbage.lock().unwrap() = garbage;
+    }
+
     /// A certificate and key of this CA, for tests that speak TLS themselves: leaf and issuer, and the key in PKCS#8.
     pub fn issue(
         &self,
@@ -318,7 +338,18 @@ async fn connection(
     routes: tonic::service::Routes,
     services: Services,
 ) {
-    let service = hyper_util::service::TowerToHyperService::new(routes);
+    let routes = hyper_util::service::TowerToHyperService::new(routes);
+    let garbled = services.clone();
+    let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
+        let garbage = garbled.garbage(request.uri().path());
+        let answer = routes.call(request);
+        async move {
+            match garbage {
+                None => answer.await,
+                Some(garbage) => Ok(garbled_answer(garbage)),
+            }
+        }
+    });
     let http = hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
     // A connection that breaks is the client's to report.
     let _ = match tls {
@@ -331,6 +362,15 @@ async fn connection(
             http.serve_connection(hyper_util::rt::TokioIo::new(stream), service).await
         }
     };
+}
+
+fn garbled_answer(Garbage { octets, stalls }: Garbage) -> http::Response<tonic::body::Body> {
+    let octets = futures_util::stream::iter([Ok::<_, Status>(hyper::body::Frame::data(octets))]);
+    let body = match stalls {
+        true => tonic::body::Body::new(StreamBody::new(octets.chain(futures_util::stream::pending()))),
+        false => tonic::body::Body::new(StreamBody::new(octets)),
+    };
+    http::Response::builder().header("content-type", "application/grpc").body(body).unwrap()
 }
 
 fn bind(addr: SocketAddr, ns: Option<&Netns>) -> std::net::TcpListener {
@@ -396,6 +436,13 @@ struct Services(Arc<Shared>);
 impl Services {
     fn called(&self, call: String) {
         self.0.calls.lock().unwrap().push(call);
+    }
+
+    /// What a call of that path is answered with, if with nonsense.
+    fn garbage(&self, path: &str) -> Option<Garbage> {
+        let garbage = self.0.garbage.lock().unwrap().clone().filter(|_| !path.ends_with("/Certify"))?;
+        self.called(format!("garbage {path}"));
+        Some(garbage)
     }
 
     fn grant(&self, request: &CertifyRequest, how: &Certify) -> Answer<CertifyResponse> {

@@ -110,6 +110,11 @@ impl Mesh {
         pod(&self.control, &mut self.bridge, name, adjust)
     }
 
+    /// A namespace on the same bridge, with its address, without anything in it.
+    pub fn add_namespace(&mut self) -> (Netns, IpAddr) {
+        self.bridge.plug()
+    }
+
     /// The namespace of the bridge between the pods, where a packet capture sees everything that they exchange.
     pub fn bridge(&self) -> &Netns {
         self.bridge.namespace()
