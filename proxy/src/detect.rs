@@ -67,7 +67,7 @@ impl Speakers {
         match result {
             "server_first" => {}
             // Nothing was seen that would speak against it.
-            "closed" => return,
+            "closed" | "error" => return,
             _ => {
                 known.remove(&addr);
                 return;
@@ -102,8 +102,22 @@ pub enum Protocol {
     Http1,
     /// HTTP/2.
     Http2,
+    /// The application's own TLS.
+    Tls,
     /// Anything else.
     Opaque,
+}
+
+impl Protocol {
+    /// As metrics name it; names are Linkerd's, but for `tls`, which it counts as `not_http`.
+    pub fn result(self) -> &'static str {
+        match self {
+            Self::Http1 => "http/1",
+            Self::Http2 => "http/2",
+            Self::Tls => "tls",
+            Self::Opaque => "not_http",
+        }
+    }
 }
 
 /// TLS or not.
@@ -123,7 +137,8 @@ pub async fn protocol(io: &Io, limit: Option<Duration>, race: Race<'_>) -> io::R
     let decide = |octets: &[u8]| match detect(octets) {
         Detected::H1 => Some(Protocol::Http1),
         Detected::H2 => Some(Protocol::Http2),
-        Detected::Tls | Detected::Unknown => Some(Protocol::Opaque),
+        Detected::Tls => Some(Protocol::Tls),
+        Detected::Unknown => Some(Protocol::Opaque),
         Detected::NeedMore => (octets.len() >= HTTP_LIMIT).then_some(Protocol::Opaque),
     };
     Box::pin(look(io, limit, race, decide)).await

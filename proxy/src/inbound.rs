@@ -117,6 +117,8 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     let ips = &worker.ctx.config.inbound_ips;
     let result = if !ips.is_empty() && !ips.contains(&original.ip()) {
         Err(refused("unknown address", format!("{} is not an address of this pod", original.ip())))
+    } else if dial::is_own_port(original, &worker.ctx.config.outbound) {
+        Err(refused("loop", "the proxy's own outbound port was dialled: a loop"))
     } else {
         let result = carry(&worker, &io, original).await;
         // A port is forgotten again also when the connection came to nothing, as those of a port scan do.
@@ -168,11 +170,11 @@ async fn carry(worker: &Rc<Worker>, io: &Rc<Io>, original: SocketAddr) -> Result
     // TLS or not. A connection that may be plain has a server that may speak first.
     let plain = (!direct).then(|| target(worker, original));
     let race = plain.as_ref().and_then(|t| t.race(io.peer(), &Secured::Plain));
-    let (secured, server) = match detect::hello(io, Some(limit), race).await.map_err(broken)? {
+    let detected = |result| plain.iter().for_each(|target| target.detected(result));
+    let seen = detect::hello(io, Some(limit), race).await;
+    let (secured, server) = match seen.inspect_err(|_| detected("error")).map_err(broken)? {
         Seen::Ended => {
-            if let Some(target) = plain {
-                target.detected("closed");
-            }
+            detected("closed");
             return Ok(());
         }
         Seen::Client(Hello::Tls(sni), server) => {
@@ -191,6 +193,7 @@ async fn carry(worker: &Rc<Worker>, io: &Rc<Io>, original: SocketAddr) -> Result
                     (Secured::Mesh(id.flatten().map(Arc::from)), None)
                 }
                 (sni, _) => {
+                    detected("tls");
                     let name = plain.as_ref().zip(sni).map(|(target, sni)| target.server_name(&sni));
                     (Secured::Passthrough(name.unwrap_or_default()), None)
                 }
@@ -230,6 +233,8 @@ async fn carry(worker: &Rc<Worker>, io: &Rc<Io>, original: SocketAddr) -> Result
                 return Err(refused("gateway", format!("this proxy is no gateway to {name}")));
             }
             let addr = SocketAddr::new(original.ip(), header.port);
+            let client = secured.identity().unwrap_or_default();
+            worker.ctx.metrics.transport_header(header.session_protocol, header.port, client).incr();
             if dial::is_own_port(addr, side) {
                 return Err(refused("loop", "the transport header leads to this proxy itself: a loop"));
             }
@@ -347,21 +352,19 @@ impl Target {
                 }
                 InboundProtocol::Detect { timeout, .. } => {
                     let race = if server.is_none() { self.race(io.peer(), &secured) } else { None };
-                    match detect::protocol(io, Some(*timeout), race).await.map_err(broken)? {
+                    let seen = detect::protocol(io, Some(*timeout), race).await;
+                    let seen = seen.inspect_err(|_| self.detected("error")).map_err(broken)?;
+                    if let Seen::Client(protocol, _) = &seen {
+                        self.detected(protocol.result());
+                    }
+                    match seen {
                         Seen::Ended => {
                             self.detected("closed");
                             return Ok(());
                         }
-                        Seen::Client(Protocol::Http1, _) => {
-                            self.detected("http/1");
-                            Some(Version::H11)
-                        }
-                        Seen::Client(Protocol::Http2, _) => {
-                            self.detected("http/2");
-                            Some(Version::H2)
-                        }
-                        Seen::Client(Protocol::Opaque, other) => {
-                            self.detected("not_http");
+                        Seen::Client(Protocol::Http1, _) => Some(Version::H11),
+                        Seen::Client(Protocol::Http2, _) => Some(Version::H2),
+                        Seen::Client(Protocol::Tls | Protocol::Opaque, other) => {
                             return self.relay(io, secured, server.or(other)).await;
                         }
                         Seen::Server(other) => {

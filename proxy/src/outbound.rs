@@ -20,7 +20,7 @@ use crate::{
     discover::{Error, Resolution},
     http::{Conn, Failure, Kind, Plan, Router, apply_filters, refuse_downgrade, serve as serve_http},
     io::Io,
-    metrics::{Direction, TcpMetrics},
+    metrics::{Counter, Direction, TcpMetrics},
     net::Accepted,
     policy::{self, Backend, HttpRoutes, OpaqueRoutes, OutboundPolicy, OutboundProtocol, Profile},
     tcp,
@@ -41,6 +41,8 @@ struct Current {
     watch: watch::Receiver<Arc<OutboundPolicy>>,
     policy: Arc<OutboundPolicy>,
     backends: Vec<(Arc<Backend>, Rc<Balancer>)>,
+    /// Counts connections by the policy's protocol.
+    connections: Option<Counter>,
 }
 
 /// Serves a connection from the application.
@@ -104,10 +106,10 @@ async fn target(worker: &Rc<Worker>, addr: SocketAddr) -> Result<Rc<Target>, Err
         worker: worker.clone(),
         addr,
         accepted: worker.ctx.metrics.outbound_accepted(addr),
-        current: RefCell::new(Current { watch, backends: Vec::new(), policy }),
+        current: RefCell::new(Current { watch, backends: Vec::new(), policy, connections: None }),
         _profile: profile,
     });
-    target.refresh_backends();
+    target.refresh();
     worker.outbound.borrow_mut().insert(addr, target.clone());
     Ok(target)
 }
@@ -132,13 +134,13 @@ impl Target {
                 let current = &mut *current;
                 current.policy = current.watch.borrow_and_update().clone();
             }
-            self.refresh_backends();
+            self.refresh();
         }
         self.current.borrow().policy.clone()
     }
 
-    /// Makes the balancers of a new policy; those that both policies use stay with their connections.
-    fn refresh_backends(&self) {
+    /// Makes the balancers of a new policy, and what its connections are counted by; those that both policies use stay with their connections.
+    fn refresh(&self) {
         let (policy, old) = {
             let current = self.current.borrow();
             (current.policy.clone(), current.backends.clone())
@@ -163,7 +165,10 @@ impl Target {
             });
             new.push((backend.clone(), balancer));
         });
-        self.current.borrow_mut().backends = new;
+        let connections = self.worker.ctx.metrics.outbound_protocol(&policy.meta, policy.protocol.label());
+        let mut current = self.current.borrow_mut();
+        current.backends = new;
+        current.connections = Some(connections);
     }
 
     fn balancer(&self, backend: &Arc<Backend>) -> Option<Rc<Balancer>> {
@@ -173,6 +178,9 @@ impl Target {
     /// Carries a connection by the policy.
     async fn carry(self: Rc<Self>, io: Io) -> Result<(), Refused> {
         let policy = self.policy();
+        if let Some(connections) = &self.current.borrow().connections {
+            connections.incr();
+        }
         let broken = |error: std::io::Error| refused("i/o", format!("client: {error}"));
         match &policy.protocol {
             OutboundProtocol::Invalid(reason) => {
@@ -220,21 +228,23 @@ impl Target {
                     self.worker.ctx.metrics.outbound_detected(&policy.meta, result).incr();
                     speakers.note(self.addr, result, Instant::now());
                 };
-                match detect::protocol(&io, Some(*timeout), race).await.map_err(broken)? {
+                let seen = detect::protocol(&io, Some(*timeout), race).await;
+                let seen = seen.inspect_err(|_| count("error")).map_err(broken)?;
+                if let Seen::Client(protocol, _) = &seen {
+                    count(protocol.result());
+                }
+                match seen {
                     Seen::Client(Protocol::Http1, server) => {
                         drop(server);
-                        count("http/1");
                         self.http(io, Version::H11).await;
                         Ok(())
                     }
                     Seen::Client(Protocol::Http2, server) => {
                         drop(server);
-                        count("http/2");
                         self.http(io, Version::H2).await;
                         Ok(())
                     }
-                    Seen::Client(Protocol::Opaque, server) => {
-                        count("not_http");
+                    Seen::Client(Protocol::Tls | Protocol::Opaque, server) => {
                         self.relay(io, opaque, None, server).await
                     }
                     Seen::Server(server) => {

@@ -115,6 +115,20 @@ pub enum OutboundProtocol {
     Invalid(Arc<str>),
 }
 
+impl OutboundProtocol {
+    /// As metrics name it.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Detect { .. } => "detect",
+            Self::Opaque(_) => "opaq",
+            Self::Http1(_) => "http/1",
+            Self::Http2(_) | Self::Grpc(_) => "http/2",
+            Self::Tls(_) => "tls",
+            Self::Invalid(_) => "invalid",
+        }
+    }
+}
+
 /// HTTP or gRPC routes.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct HttpRoutes {

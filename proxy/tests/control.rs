@@ -354,6 +354,7 @@ fn the_exposition_is_as_agreed() {
         metrics::{Direction, Metrics, NoTls, ResponseClass, Tls},
         policy::{Endpoint, Identity, Meta},
     };
+    use weft_wire::transport_header::SessionProtocol;
     let metrics = Metrics::new(Duration::from_secs(600));
     let endpoint = Endpoint {
         identity: Some(Identity { name: NAME.into(), server_name: NAME.into() }),
@@ -382,6 +383,8 @@ fn the_exposition_is_as_agreed() {
     metrics.http_error(Direction::Outbound, "failfast").incr();
     metrics.tcp_deny(target, &tls, &server).incr();
     metrics.outbound_detected(&Meta { port: Some(80), ..Meta::default() }, "http/1").incr();
+    metrics.outbound_protocol(&Meta { port: Some(80), ..Meta::default() }, "detect").incr();
+    metrics.transport_header(Some(SessionProtocol::Http2), 80, "client.test").incr();
     // Both connections are open: how long one lasted differs from run to run.
     bless::assert("metrics.txt", &metrics.render_registry());
     drop((broken, open));

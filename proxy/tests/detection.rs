@@ -5,11 +5,12 @@ mod support;
 use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
+    sync::Arc,
     time::Duration,
 };
 
 use linkerd2_proxy_api::{inbound, outbound};
-use support::{DEADLINE, Mesh, Pod, app, policies};
+use support::{DEADLINE, Mesh, Pod, app, policies, proxy::metric};
 
 /// Says something to everybody, then repeats what it hears.
 fn greeter(listener: TcpListener) {
@@ -24,6 +25,57 @@ fn greeter(listener: TcpListener) {
             });
         }
     });
+}
+
+/// Repeats what it hears.
+fn echo(listener: TcpListener) {
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            std::thread::spawn(move || {
+                let mut octets = [0; 4096];
+                while let Ok(n @ 1..) = stream.read(&mut octets) {
+                    let _ = stream.write_all(&octets[..n]);
+                }
+            });
+        }
+    });
+}
+
+/// The beginning of the application's own TLS.
+fn client_hello() -> Vec<u8> {
+    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let mut hello = Vec::new();
+    let mut client = rustls::ClientConnection::new(Arc::new(config), "shop.example".try_into().unwrap()).unwrap();
+    client.write_tls(&mut hello).unwrap();
+    hello
+}
+
+/// What is sent comes back, octet by octet.
+#[track_caller]
+fn passes(stream: &mut TcpStream, octets: &[u8]) {
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.write_all(octets).unwrap();
+    let mut back = vec![0; octets.len()];
+    stream.read_exact(&mut back).unwrap();
+    assert!(back == octets);
+}
+
+/// Ends a connection that the proxy has accepted by a reset.
+#[track_caller]
+fn abort(stream: TcpStream, pod: &mut Pod, direction: &str, port: u16) {
+    let accepted = [&format!("direction=\"{direction}\""), "peer=\"src\"", &format!("target_port=\"{port}\"")];
+    if direction == "outbound" {
+        pod.proxy().wait_metric("tcp_open_connections", &accepted, |n| n == 1.0);
+    } else {
+        // Not counted as accepted before it is known what it is; but the application is asked by then.
+        let application = ["direction=\"inbound\"", "peer=\"dst\""];
+        pod.proxy().wait_metric("tcp_open_connections", &application, |n| n >= 1.0);
+    }
+    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
 /// Hears one octet, then answers another.
@@ -120,6 +172,34 @@ fn outcomes_are_counted_and_servers_that_speak_first_are_heard() {
     drop(mesh.client.connect(port(9001)).unwrap());
     counted(&mut mesh.client, name, "closed", 1.0);
 
+    // The application's own TLS passes as it is.
+    echo(mesh.server.listen(9003));
+    lead(&mesh, 9003, PATIENT);
+    let mut stream = mesh.client.connect(port(9003)).unwrap();
+    passes(&mut stream, &client_hello());
+    counted(&mut mesh.client, name, "tls", 1.0);
+    drop(stream);
+
+    shy(mesh.server.listen(9004));
+    lead(&mesh, 9004, PATIENT);
+    let stream = mesh.client.connect(port(9004)).unwrap();
+    abort(stream, &mut mesh.client, "outbound", 9004);
+    counted(&mut mesh.client, name, "error", 1.0);
+
+    // What is declared is not looked at.
+    let declared = "outbound_tcp_protocol_connections_total";
+    let protocol = |mesh: &mut Mesh, name: &str| {
+        metric(&mesh.client.metrics(), declared, &[&format!("protocol=\"{name}\"")]).unwrap_or_default()
+    };
+    assert!(protocol(&mut mesh, "detect") >= 8.0);
+    assert_eq!(protocol(&mut mesh, "opaq"), 0.0);
+    let endpoint = policies::endpoint(mesh.server.addr(9000));
+    mesh.control.set_outbound(port(9010), Ok(policies::opaque(policies::forward(endpoint))));
+    let mut stream = mesh.client.connect(port(9010)).unwrap();
+    expect(&mut stream, "220 ready\r\n");
+    assert_eq!(protocol(&mut mesh, "opaq"), 1.0);
+    counted(&mut mesh.client, name, "server_first", 3.0);
+
     shy(mesh.server.listen(9002));
     lead(&mesh, 9002, 200);
     let mut stream = mesh.client.connect(port(9002)).unwrap();
@@ -153,6 +233,23 @@ fn outcomes_are_counted_at_the_server_too() {
     counted(&mut mesh.server, name, "not_http", 1.0);
     drop(mesh.client.connect(mesh.server.addr(9001)).unwrap());
     counted(&mut mesh.server, name, "closed", 1.0);
+    drop(stream);
+
+    echo(mesh.server.listen(9003));
+    mesh.control.set_inbound(9003, Ok(server_for(600_000)));
+    let mut stream = mesh.client.connect(mesh.server.addr(9003)).unwrap();
+    passes(&mut stream, &client_hello());
+    counted(&mut mesh.server, name, "tls", 1.0);
+    let opaque = ["direction=\"inbound\"", "tls=\"opaque\"", "sni=\"shop.example\""];
+    mesh.server.proxy().wait_metric("tcp_open_total", &opaque, |n| n == 1.0);
+    drop(stream);
+
+    // All others have ended, so that the next one shows.
+    let application = ["direction=\"inbound\"", "peer=\"dst\""];
+    mesh.server.proxy().wait_metric("tcp_open_connections", &application, |n| n == 0.0);
+    let stream = mesh.client.connect(mesh.server.addr(9001)).unwrap();
+    abort(stream, &mut mesh.server, "inbound", 9001);
+    counted(&mut mesh.server, name, "error", 1.0);
 }
 
 #[test]

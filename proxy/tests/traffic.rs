@@ -6,7 +6,7 @@ mod support;
 use std::{
     convert::Infallible,
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     os::fd::{AsRawFd as _, OwnedFd},
     sync::{
         Arc,
@@ -28,7 +28,7 @@ use nix::sys::{
     socket::{AddressFamily, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt},
     time::TimeVal,
 };
-use support::{DEADLINE, Mesh, Netns, Proxy, app, eventually, policies};
+use support::{DEADLINE, Mesh, Netns, Proxy, app, eventually, policies, proxy::metric};
 
 type Body = BoxBody<Bytes, Infallible>;
 
@@ -241,15 +241,46 @@ fn a_pod_reaches_itself_by_its_service() {
 #[test]
 fn loops_are_refused() {
     let mut mesh = Mesh::two_pods();
-    let ip = mesh.client.ip;
-    // The application dials its own proxy's inbound port without a mesh, and its outbound port.
-    for port in [4143, 4140] {
-        let Ok(mut stream) = mesh.client.connect(SocketAddr::new(ip, port)) else { continue };
+    let (own, loopback) = (mesh.client.ip, IpAddr::from([127, 0, 0, 1]));
+    let out = SocketAddr::from(([10, 96, 0, 101], 80));
+    let back = SocketAddr::from(([10, 96, 0, 102], 80));
+    let through = |endpoint| Ok(policies::detect(policies::forward(endpoint)));
+    mesh.control.set_outbound(out, through(policies::endpoint(SocketAddr::new(loopback, 4140))));
+    // Through a transport header, back to the other proxy's own port.
+    let endpoint = policies::meshed(mesh.server.addr(4143), &mesh.server.identity, Some(4143));
+    mesh.control.set_outbound(back, through(endpoint));
+    let refused = |pod: &support::Pod, addr: SocketAddr| {
+        let mut stream = pod.connect(addr).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let _ = stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer);
-        assert!(!String::from_utf8_lossy(&answer).starts_with("HTTP/1.1 200"), "{port}");
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 502"), "{addr}: {answer}");
+    };
+    // Both of the own proxy's ports, directly and by detours; the other pod's as well.
+    refused(&mesh.client, SocketAddr::new(own, 4143));
+    refused(&mesh.client, SocketAddr::new(loopback, 4143));
+    refused(&mesh.client, SocketAddr::new(loopback, 4140));
+    refused(&mesh.client, out);
+    refused(&mesh.client, back);
+    refused(&mesh.client, mesh.server.addr(4140));
+    let (client, server) = (mesh.client.metrics(), mesh.server.metrics());
+    let counted = |text: &str, name: &str, label: &str| metric(text, name, &[label]).unwrap_or_default();
+    assert_eq!(counted(&client, "outbound_tcp_errors_total", "error=\"loop\""), 2.0, "{client}");
+    assert_eq!(
+        counted(&client, "inbound_tcp_errors_total", "error=\"no identity\",target_addr=\"127"),
+        1.0,
+        "{client}"
+    );
+    assert_eq!(counted(&client, "inbound_tcp_errors_total", "error=\"no identity\",target_addr=\"10"), 1.0, "{client}");
+    let loops = |port: &str| {
+        counted(&server, "inbound_tcp_errors_total", &format!("error=\"loop\",target_addr=\"10.244.0.12:{port}"))
+    };
+    assert_eq!(loops("4140"), 1.0, "{server}");
+    assert!(loops("4143") >= 1.0, "{server}");
+    for (pod, text) in [(&mesh.client, "the proxy was dialled itself"), (&mesh.server, "leads to this proxy itself")] {
+        pod.proxy.as_ref().unwrap().wait_log(text);
     }
     // It lives.
     web(mesh.server.listen(mesh.app_port));

@@ -76,6 +76,14 @@ pub static INBOUND_DETECT: Family =
 /// Outcomes of outbound protocol detection.
 pub static OUTBOUND_DETECT: Family =
     counter("outbound_tcp_detect_http_results_total", "Outcomes of outbound protocol detection.");
+/// Outbound connections by declared protocol.
+pub static OUTBOUND_PROTOCOL: Family = counter(
+    "outbound_tcp_protocol_connections_total",
+    "Outbound connections, by the protocol that their policy declares.",
+);
+/// Inbound connections with transport headers.
+pub static INBOUND_TRANSPORT_HEADER: Family =
+    counter("inbound_tcp_transport_header_connections_total", "Inbound connections with transport headers.");
 /// Endpoints of HTTP balancers.
 pub static OUTBOUND_HTTP_BALANCER_ENDPOINTS: Family =
     gauge("outbound_http_balancer_endpoints", "Endpoints of a balancer, by whether they can be chosen.");

@@ -8,6 +8,7 @@ use std::{
 };
 
 use smallvec::SmallVec;
+use weft_wire::transport_header::SessionProtocol;
 
 use super::{Counter, Direction, Gauge, Histogram, Labels, Metrics, NoTls, Tls, families};
 use crate::policy::{Endpoint, Meta};
@@ -325,7 +326,8 @@ impl Metrics {
         self.counter(&families::INBOUND_TCP_AUTHZ_TERMINATE, &labels)
     }
 
-    /// Outcomes of inbound detection: `http/1`, `http/2`, `not_http`, `server_first`, `read_timeout` or `closed`.
+    /// Outcomes of inbound detection: `http/1`, `http/2`, `tls`, `not_http`, `server_first`, `read_timeout`, `closed` or
+    /// `error`.
     pub fn inbound_detected(&self, server: &Meta, port: u16, result: &'static str) -> Counter {
         self.counter(&families::INBOUND_DETECT, &Labels::new([("result", result)]).server(server, port))
     }
@@ -333,6 +335,30 @@ impl Metrics {
     /// Outcomes of outbound detection, as [`Metrics::inbound_detected`].
     pub fn outbound_detected(&self, parent: &Meta, result: &'static str) -> Counter {
         self.counter(&families::OUTBOUND_DETECT, &Labels::new([("result", result)]).outbound_ref("parent", parent))
+    }
+
+    /// Outbound connections by what the policy declares: `detect`, `opaq`, `tls`, `http/1`, `http/2` or `invalid`.
+    pub fn outbound_protocol(&self, parent: &Meta, protocol: &'static str) -> Counter {
+        self.counter(
+            &families::OUTBOUND_PROTOCOL,
+            &Labels::new([("protocol", protocol)]).outbound_ref("parent", parent),
+        )
+    }
+
+    /// Inbound connections with a transport header.
+    pub fn transport_header(&self, session: Option<SessionProtocol>, port: u16, client: &str) -> Counter {
+        let session = match session {
+            Some(SessionProtocol::Http1) => "http/1",
+            Some(SessionProtocol::Http2) => "http/2",
+            None => "",
+        };
+        let labels = Labels::new([
+            ("session_protocol", session),
+            ("target_port", port.to_string().as_str()),
+            ("target_name", ""),
+            ("client_id", client),
+        ]);
+        self.counter(&families::INBOUND_TRANSPORT_HEADER, &labels)
     }
 
     /// Endpoints of a balancer in a state: `ready` or `pending`.
