@@ -28,6 +28,8 @@ pub enum Shed {
     Client,
     /// The system has no file descriptor for it.
     Files,
+    /// The process is near the limit of its memory.
+    Memory,
 }
 
 impl Shed {
@@ -37,6 +39,7 @@ impl Shed {
             Self::Connections => "connection limit",
             Self::Client => "client connection limit",
             Self::Files => "file descriptors",
+            Self::Memory => "memory",
         }
     }
 
@@ -45,6 +48,7 @@ impl Shed {
             Self::Connections => "too many connections are open in this proxy",
             Self::Client => "the client has too many connections open, and others need some",
             Self::Files => "the process has no file descriptors left",
+            Self::Memory => "the process is near the limit of its memory",
         }
     }
 }

@@ -23,6 +23,7 @@ pub mod identity;
 mod inbound;
 mod io;
 mod logging;
+mod memory;
 pub mod metrics;
 pub mod net;
 mod outbound;

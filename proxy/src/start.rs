@@ -30,7 +30,19 @@ const REFUSED_RETRY: Duration = Duration::from_secs(30);
 
 /// Runs the proxy until it is told to end, and returns its exit status.
 pub fn start(config: Config) -> u8 {
-    let log = logging::init(&config.log);
+    let log = match logging::init(&config.log) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("weft-proxy: cannot start logging: {error}");
+            return 1;
+        }
+    };
+    let status = until_told(config, log.clone());
+    log.flush();
+    status
+}
+
+fn until_told(config: Config, log: logging::LogHandle) -> u8 {
     // The control thread is this one: no thread is made for it.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

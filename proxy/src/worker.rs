@@ -21,6 +21,7 @@ use crate::{
     drain::Phase,
     http::{Conn, Exchange},
     inbound,
+    memory::Memory,
     metrics::Direction,
     net::{self, OriginalDst},
     outbound,
@@ -81,6 +82,7 @@ pub struct Worker {
     in_flight: [Cell<usize>; 2],
     /// Clients' connections, counted.
     pub admission: Admission,
+    memory: Memory,
     gone: Notify,
 }
 
@@ -119,6 +121,7 @@ impl Worker {
             flusher: RefCell::default(),
             in_flight: Default::default(),
             admission,
+            memory: Memory::new(),
             gone: Notify::new(),
         })
     }
@@ -146,11 +149,20 @@ impl Worker {
         }
     }
 
-    /// Counts a request in: false when there are too many. Counted out by [`Worker::leave`] in any case.
-    pub fn enter(&self, direction: Direction) -> bool {
+    /// Counts a request in. Counted out by [`Worker::leave`] in any case.
+    ///
+    /// # Errors
+    /// Why it should not be served.
+    pub fn enter(&self, direction: Direction) -> Result<(), &'static str> {
         let count = self.in_flight(direction);
         count.set(count.get() + 1);
-        count.get() <= (self.side(direction).max_in_flight / self.ctx.config.cores.max(1)).max(1)
+        if count.get() > (self.side(direction).max_in_flight / self.ctx.config.cores.max(1)).max(1) {
+            return Err("too many requests in flight in this proxy");
+        }
+        if self.memory.is_tight() {
+            return Err("this proxy is near the limit of its memory");
+        }
+        Ok(())
     }
 
     /// Counts a request out.
@@ -252,8 +264,11 @@ impl Worker {
     /// Counts a client's connection for the length of the guard's life.
     ///
     /// # Errors
-    /// There are too many.
+    /// There are too many, or there is no memory for more.
     pub fn connection(self: &Rc<Self>, direction: Direction, client: IpAddr) -> Result<Connection, Shed> {
+        if self.memory.is_tight() {
+            return Err(Shed::Memory);
+        }
         self.admission.enter(direction, client)?;
         Ok(Connection { worker: self.clone(), direction, client })
     }

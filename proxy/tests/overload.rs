@@ -3,14 +3,20 @@
 mod support;
 
 use std::{
-    io::{ErrorKind, Read as _, Write as _},
+    io::{ErrorKind, PipeReader, PipeWriter, Read as _, Write as _, pipe},
     net::{Shutdown, SocketAddr, TcpStream},
     os::unix::process::CommandExt as _,
     process::Command,
     time::Duration,
 };
 
-use nix::sys::signal::Signal;
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        signal::Signal,
+    },
+};
 use support::{
     DEADLINE, Load, Mesh, Netns, Proxy, app, eventually, policies,
     proxy::{PROXY_GID, metric},
@@ -227,6 +233,93 @@ fn one_client_cannot_take_every_connection() {
 }
 
 #[test]
+fn thousands_of_idle_connections_of_one_client_harm_nobody() {
+    // This process is the client and the application as well.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    let many = 12_000.min(usize::try_from(hard).unwrap_or(usize::MAX) * 3 / 5);
+    let mut mesh = Mesh::two_pods();
+    let _web = app::web(mesh.server.listen(mesh.app_port), "web");
+    let greedy = mesh.add_pod("greedy", None);
+    let direct = mesh.server.addr(mesh.app_port);
+    let load = Load::of_all_kinds(&mesh.client, mesh.vip);
+    load.more("web", 10);
+    let before = resident(mesh.server.proxy());
+    let held: Vec<_> = greedy.ns.enter(|| {
+        let connect = |_| match TcpStream::connect_timeout(&direct, DEADLINE) {
+            Ok(stream) => Some(stream),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+                None
+            }
+        };
+        (0..many).filter_map(connect).collect()
+    });
+    load.more("web", 60);
+    let after = resident(mesh.server.proxy());
+    assert!(after < before + many * 24, "from {before} KiB to {after} KiB for {many} connections");
+    assert_eq!(mesh.server.proxy().get("/ready").0, 200);
+    load.stop_without_failure();
+    let shed = metric(&mesh.server.metrics(), "inbound_tcp_errors_total", &[CLIENT]).unwrap_or_default();
+    let open = ["direction=\"inbound\"", "peer=\"dst\""];
+    let carried = mesh.server.proxy().wait_metric("tcp_open_connections", &open, |n| n + shed >= many as f64);
+    assert!(carried >= 1000.0 || shed >= 1000.0, "{carried} carried, {shed} shed");
+    drop(held);
+    mesh.server.proxy().wait_metric("tcp_open_connections", &open, |n| n <= 10.0);
+    eventually("an answer", || {
+        let mut stream = greedy.connect(direct).ok()?;
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        answer.starts_with("HTTP/1.1 200").then_some(())
+    });
+}
+
+/// Octets of address space that a proxy has.
+fn space(proxy: &Proxy) -> usize {
+    let statm = std::fs::read_to_string(format!("/proc/{}/statm", proxy.pid())).unwrap();
+    statm.split_whitespace().next().unwrap().parse::<usize>().unwrap() * 4096
+}
+
+#[test]
+fn short_of_memory_nothing_new_is_begun() {
+    let mut mesh = Mesh::with(Some(&|b| b), None);
+    let _web = app::web(mesh.server.listen(mesh.app_port), "web");
+    echo(mesh.server.listen(9000));
+    let bytes = SocketAddr::from(([10, 96, 0, 101], 9000));
+    let endpoint = policies::endpoint(mesh.server.addr(9000));
+    mesh.control.set_outbound(bytes, Ok(policies::opaque(policies::forward(endpoint))));
+    // Who is there already: a connection for bytes, and one for requests.
+    let mut carried = connect(&mesh.client.ns, bytes).unwrap();
+    let mut asking = mesh.client.connect(mesh.vip).unwrap();
+    asking.set_read_timeout(Some(DEADLINE)).unwrap();
+    asking.write_all(b"GET / HTTP/1.1\r\nhost: web.test\r\n").unwrap();
+    let accepted = ["direction=\"outbound\"", "peer=\"src\"", "target_ip=\"10.96.0.100\""];
+    let proxy = mesh.client.proxy();
+    proxy.wait_metric("tcp_open_connections", &accepted, |n| n == 1.0);
+    let limit = |proxy: &Proxy, octets: &str| {
+        let mut prlimit = Command::new("prlimit");
+        prlimit.gid(PROXY_GID).args(["--pid", &proxy.pid().to_string(), &format!("--as={octets}:")]);
+        assert!(prlimit.status().unwrap().success());
+    };
+    limit(proxy, &(space(proxy) / 10 * 11).to_string());
+    eventually("that connections are shed", || connect(&mesh.client.ns, bytes).is_none().then_some(()));
+    asking.write_all(b"\r\n").unwrap();
+    let mut answer = String::new();
+    asking.read_to_string(&mut answer).unwrap();
+    let answer = answer.to_ascii_lowercase();
+    assert!(answer.starts_with("http/1.1 503") && answer.contains("near the limit of its memory"), "{answer}");
+    assert!(carries(&mut carried), "who has a connection keeps it");
+    let proxy = mesh.client.proxy();
+    proxy.wait_log("connection shed: the process is near the limit of its memory");
+    proxy.wait_metric("outbound_tcp_errors_total", &["error=\"memory\"", "target_port=\"9000\""], |n| n >= 1.0);
+    limit(proxy, "unlimited");
+    eventually("room", || connect(&mesh.client.ns, bytes));
+    assert_eq!(app::get(&mesh.client, mesh.vip, "/").0, 200);
+}
+
+#[test]
 fn a_server_that_reads_nothing_and_never_answers_costs_bounded_memory() {
     const CLIENTS: usize = 20;
     let mut mesh = Mesh::two_pods();
@@ -278,18 +371,81 @@ fn a_server_that_reads_nothing_and_never_answers_costs_bounded_memory() {
     drop(web);
 }
 
-#[test]
-fn a_disk_that_is_full_of_logs_stops_nothing() {
-    let shell = ["sh", "-c", "exec \"$0\" 2>/dev/full"];
-    let mut mesh = Mesh::with(Some(&|b| b.wrapped(&shell).env("LOG", "trace")), None);
-    let _web = app::web(mesh.server.listen(mesh.app_port), "web");
-    let load = Load::of_all_kinds(&mesh.client, mesh.vip);
-    load.more("web", 30);
+/// Things worth a log line happen in the client's proxy.
+fn refuse(mesh: &Mesh, times: usize) {
     let nowhere = SocketAddr::from(([10, 96, 0, 102], 80));
     mesh.control.set_outbound(nowhere, Err(tonic::Status::invalid_argument("never")));
-    drop(mesh.client.connect(nowhere));
+    // It may be refused before the kernel tells that it was connected.
+    mesh.client.ns.enter(|| (0..times).for_each(|_| drop(TcpStream::connect_timeout(&nowhere, DEADLINE))));
+}
+
+#[test]
+fn a_disk_that_is_full_of_logs_stops_nothing() {
+    // A file system of its own, which nobody else sees and which ends with the proxy.
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("log");
+    let script = "mount -t tmpfs -o size=64k none \"$1\" && exec \"$2\" 2>>\"$1/log\"";
+    let shell = ["unshare", "--mount", "sh", "-c", script, "sh", dir.path().to_str().unwrap()];
+    let mut mesh = Mesh::with(Some(&|b| b.wrapped(&shell).env("LOG", "trace")), None);
+    let _web = app::web(mesh.server.listen(mesh.app_port), "web");
+    // Seen through the proxy's own namespace.
+    let file = format!("/proc/{}/root{}", mesh.client.proxy().pid(), file.display());
+    let size = || std::fs::metadata(&file).unwrap().len();
+    let load = Load::of_all_kinds(&mesh.client, mesh.vip);
+    eventually("a full disk", || (size() == 64 * 1024).then_some(()));
     load.more("web", 30);
+    refuse(&mesh, 1);
+    load.more("web", 30);
+    // Somebody makes room.
+    assert_eq!(mesh.client.proxy().admin_request("PUT", "/proxy-log-level", "warn").0, 204);
+    std::fs::File::options().write(true).truncate(true).open(&file).unwrap();
+    eventually("a word about what was lost", || {
+        // Whatever is logged next finds the room.
+        refuse(&mesh, 1);
+        assert_eq!(mesh.client.proxy().admin_request("PUT", "/proxy-log-level", "warn,weft_proxy=info").0, 204);
+        std::fs::read_to_string(&file).unwrap().contains("log lines were lost").then_some(())
+    });
     load.stop_without_failure();
     mesh.client.proxy().signal(Signal::SIGINT);
     assert_eq!(mesh.client.proxy().wait_exit().code(), Some(0));
+}
+
+/// A pipe that takes nothing more, as nobody reads it.
+fn full_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, mut writer) = pipe().unwrap();
+    let flags = OFlag::from_bits_retain(fcntl(&writer, FcntlArg::F_GETFL).unwrap());
+    fcntl(&writer, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).unwrap();
+    while writer.write(b"nobody reads this\n").is_ok() {}
+    fcntl(&writer, FcntlArg::F_SETFL(flags)).unwrap();
+    (reader, writer)
+}
+
+#[test]
+fn a_log_that_nobody_reads_stops_nothing() {
+    let ((mut read, written), (_unread, never)) = (full_pipe(), full_pipe());
+    let mut mesh = Mesh::with(
+        Some(&|b| b.log_to(written.try_clone().unwrap()).env("LOG", "trace")),
+        Some(&|b| b.log_to(never.try_clone().unwrap()).env("LOG", "trace")),
+    );
+    drop(written);
+    let _web = app::web(mesh.server.listen(mesh.app_port), "web");
+    let load = Load::of_all_kinds(&mesh.client, mesh.vip);
+    // More is logged, a hundred octets at least each time, than all buffers hold.
+    refuse(&mesh, 4000);
+    load.more("web", 100);
+    let reader = std::thread::spawn(move || {
+        let mut log = Vec::new();
+        read.read_to_end(&mut log).unwrap();
+        String::from_utf8_lossy(&log).into_owned()
+    });
+    load.more("web", 100);
+    load.stop_without_failure();
+    for proxy in [mesh.client.proxy(), mesh.server.proxy()] {
+        proxy.signal(Signal::SIGINT);
+        assert_eq!(proxy.wait_exit().code(), Some(0));
+    }
+    let log = reader.join().unwrap();
+    assert!(log.starts_with("nobody reads this"));
+    assert!(log.contains("log lines were lost"), "it says how many");
+    assert!(log.contains("drained"), "the last words are heard");
 }

@@ -156,9 +156,8 @@ impl Exchange {
             }),
         });
         front.insert(id, exchange.clone());
-        if !exchange.worker.enter(direction) {
-            let failure = Failure::new(Kind::LoadShed, "too many requests in flight in this proxy");
-            return exchange.fail(&failure);
+        if let Err(why) = exchange.worker.enter(direction) {
+            return exchange.fail(&Failure::new(Kind::LoadShed, why));
         }
         match router.route(&mut head) {
             Err(failure) => exchange.fail(&failure),

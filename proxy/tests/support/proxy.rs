@@ -29,9 +29,16 @@ pub struct Builder {
     env: BTreeMap<String, String>,
     dir: tempfile::TempDir,
     wrapper: Vec<String>,
+    log: Option<Stdio>,
 }
 
 impl Builder {
+    /// Its log goes there and is not read here.
+    pub fn log_to(mut self, to: impl Into<Stdio>) -> Self {
+        self.log = Some(to.into());
+        self
+    }
+
     /// Starts it by a command that is given the program and executes it in its place, such as `prlimit`.
     pub fn wrapped(mut self, wrapper: &[&str]) -> Self {
         self.wrapper = wrapper.iter().map(|w| (*w).to_owned()).collect();
@@ -66,25 +73,25 @@ impl Builder {
                 command
             }
         };
-        command.env_clear().envs(&self.env).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.env_clear().envs(&self.env).stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(self.log.unwrap_or_else(Stdio::piped));
         let mut child = match &self.ns {
             Some(ns) => ns.enter(move || command.gid(PROXY_GID).spawn()),
             None => command.spawn(),
         }
         .unwrap();
         let log = Arc::new(Mutex::new(String::new()));
-        let stderr = child.stderr.take().unwrap();
-        let reader = std::thread::spawn({
+        let reader = child.stderr.take().map(|stderr| {
             let log = log.clone();
-            move || {
+            std::thread::spawn(move || {
                 for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                     let mut log = log.lock().unwrap();
                     log.push_str(&line);
                     log.push('\n');
                 }
-            }
+            })
         });
-        Proxy { child, ns: self.ns, identity: self.identity, log, reader: Some(reader), dir: self.dir, status: None }
+        Proxy { child, ns: self.ns, identity: self.identity, log, reader, dir: self.dir, status: None }
     }
 
     /// Starts it and waits until it is ready.
@@ -130,7 +137,7 @@ impl Proxy {
             Some(ns) => control.listen_in(ns),
             None => control.listen(),
         };
-        Builder { identity: identity.into(), ns, env: BTreeMap::new(), dir, wrapper: Vec::new() }
+        Builder { identity: identity.into(), ns, env: BTreeMap::new(), dir, wrapper: Vec::new(), log: None }
             .env("IDENTITY_TRUST_ANCHORS", control.trust_anchors())
             .env("IDENTITY_TOKEN_FILE", token.to_str().unwrap())
             .env("IDENTITY_LOCAL_NAME", identity)
