@@ -4,7 +4,7 @@ mod support;
 
 use std::{
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
 };
 
 use nix::sys::signal::Signal;
@@ -58,6 +58,8 @@ fn an_application_that_is_still_at_work_is_served_after_sigterm() {
     // Old connections are ended, new ones are made; nothing fails.
     load.more("server", 100);
     assert_eq!(mesh.client.proxy().get("/live").0, 200);
+    // As Linkerd's: whoever was ready once stays so. That the pod ends is known from elsewhere.
+    assert_eq!(mesh.client.proxy().get("/ready").0, 200);
     load.stop_without_failure();
     leave_pods(&mesh);
     mesh.client.proxy().wait_log("the application has ended");
@@ -197,6 +199,93 @@ fn shutdown_does_not_wait_for_the_application_but_for_its_requests() {
     assert!(rest(stream).ends_with("server"));
     // The control plane still has sockets in the pod, which are not asked for.
     ends_well(mesh.client.proxy());
+}
+
+/// A server that agrees to every WebSocket, and repeats what it hears afterwards.
+fn websocket(listener: TcpListener) {
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            std::thread::spawn(move || {
+                let mut head = Vec::new();
+                let mut octets = [0; 1024];
+                while !head.ends_with(b"\r\n\r\n") {
+                    let n = stream.read(&mut octets[..1])?;
+                    head.extend_from_slice(&octets[..n]);
+                }
+                stream.write_all(
+                    b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n",
+                )?;
+                while let n @ 1.. = stream.read(&mut octets)? {
+                    stream.write_all(&octets[..n])?;
+                }
+                std::io::Result::Ok(())
+            });
+        }
+    });
+}
+
+#[track_caller]
+fn echoes(stream: &mut TcpStream) {
+    stream.write_all(b"hello").unwrap();
+    let mut octets = [0; 5];
+    stream.read_exact(&mut octets).unwrap();
+    assert_eq!(&octets, b"hello");
+}
+
+/// A connection for bytes and a WebSocket, of a client whose proxy is told to end: they go on while the application is at
+/// work, and so do new ones; then `end` is done, and all have ended.
+fn tunnels_go_on_until(grace: &str, end: impl FnOnce(&mut Proxy), last_words: &str) {
+    let brief = |b: Builder| b.env("SHUTDOWN_GRACE_PERIOD", grace);
+    let mut mesh = Mesh::with(Some(&brief), Some(&patient));
+    websocket(mesh.server.listen(mesh.app_port));
+    let bytes = SocketAddr::from(([10, 96, 0, 101], 80));
+    let endpoint = policies::meshed(mesh.server.addr(mesh.app_port), &mesh.server.identity, Some(4143));
+    mesh.control.set_outbound(bytes, Ok(policies::opaque(policies::forward(endpoint))));
+    let open = |mesh: &Mesh, to: SocketAddr| {
+        let mut stream = mesh.client.connect(to).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let head = "GET / HTTP/1.1\r\nhost: web.test\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n";
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        let mut octet = [0];
+        while !answer.ends_with(b"\r\n\r\n") {
+            stream.read_exact(&mut octet).unwrap();
+            answer.push(octet[0]);
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 101"), "{:?}", String::from_utf8_lossy(&answer));
+        stream
+    };
+    let mut held = vec![open(&mesh, bytes), open(&mesh, mesh.vip)];
+    held.iter_mut().for_each(echoes);
+    mesh.client.proxy().signal(Signal::SIGTERM);
+    mesh.client.proxy().wait_log("draining");
+    if grace == "1h" {
+        held.iter_mut().for_each(echoes);
+        held.extend([open(&mesh, bytes), open(&mesh, mesh.vip)]);
+        held.iter_mut().for_each(echoes);
+    }
+    end(mesh.client.proxy());
+    assert_eq!(mesh.client.proxy().wait_exit().code(), Some(0));
+    assert!(mesh.client.proxy().log().contains(last_words), "{}", mesh.client.proxy().log());
+    for mut stream in held {
+        // Neither application is left alone with a connection that goes nowhere.
+        match stream.read(&mut [0; 10]) {
+            Ok(n) => assert_eq!(n, 0),
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
+        }
+    }
+    let open = ["direction=\"inbound\"", "peer=\"src\"", "target_port=\"8080\""];
+    mesh.server.proxy().wait_metric("tcp_open_connections", &open, |n| n == 0.0);
+}
+
+#[test]
+fn tunnels_go_on_until_the_grace_period_is_over() {
+    tunnels_go_on_until("1s", |_| (), "connections are left after the grace period; ending them");
+}
+
+#[test]
+fn tunnels_go_on_until_the_proxy_is_told_again() {
+    tunnels_go_on_until("1h", |proxy| proxy.signal(Signal::SIGTERM), "told to end again");
 }
 
 #[test]

@@ -178,7 +178,7 @@ fn traffic_goes_on_while_updates_break_off_or_cannot_be_understood() {
 
 #[test]
 fn traffic_goes_on_while_something_else_listens_in_the_control_planes_place() {
-    let mut two = Two::new(&remembering);
+    let two = Two::new(&remembering);
     let load = two.load();
     two.mesh.control.pause();
     // The first pod's control plane listens there.

@@ -72,6 +72,14 @@ fn meshed(pod: &Pod) -> WeightedAddr {
     policies::meshed(pod.addr(PORT), &pod.identity, Some(4143))
 }
 
+/// Nothing comes from other pods, and nothing goes there.
+fn cut(ns: &Netns) {
+    let chain =
+        |hook: &str, link: &str| format!("chain {hook} {{ type filter hook {hook} priority -300; {link} eth0 drop; }}");
+    let (input, output) = (chain("input", "iifname"), chain("output", "oifname"));
+    ns.run(&["nft", &format!("table inet fault {{\n{input}\n{output}\n}}")]);
+}
+
 #[track_caller]
 fn line(stream: &mut TcpStream) -> String {
     let mut line = String::new();
@@ -131,7 +139,7 @@ fn a_connection_goes_to_another_endpoint_when_one_refuses() {
     serve(other.listen(PORT), "other");
     let refuses = policies::endpoint(mesh.server.addr(PORT));
     let lost = mesh.add_pod("lost", None);
-    lost.ns.run(&["nft", "table inet fault { chain in { type filter hook input priority -300; drop; } }"]);
+    cut(&lost.ns);
     let lost = policies::endpoint(lost.addr(PORT));
     let all = vec![refuses, lost, policies::endpoint(other.addr(PORT))];
     mesh.control.set_endpoints(PATH, Endpoints::Set(all));
@@ -200,15 +208,6 @@ fn the_end_of_one_direction_passes_and_the_other_goes_on() {
     let mut thanks = String::new();
     server.read_to_string(&mut thanks).unwrap();
     assert_eq!(thanks, "thanks");
-}
-
-/// Nothing comes from other pods, and nothing goes there.
-fn cut(ns: &Netns) {
-    ns.run(&[
-        "nft",
-        "table inet fault { chain in { type filter hook input priority -300; iifname eth0 drop; }
-         chain out { type filter hook output priority -300; oifname eth0 drop; } }",
-    ]);
 }
 
 /// Short limits, as nobody wants to wait for the usual ones.

@@ -173,8 +173,11 @@ mod tests {
     #[test]
     fn lines_that_do_not_fit_are_counted_and_nobody_waits() {
         static LOST: AtomicU64 = AtomicU64::new(0);
+        let count = |n| {
+            LOST.fetch_add(n, Ordering::SeqCst);
+        };
         let (out, written, go) = slow();
-        let lines = Lines::start(out, |n| drop(LOST.fetch_add(n, Ordering::SeqCst))).unwrap();
+        let lines = Lines::start(out, count).unwrap();
         let log = |line: &str| lines.make_writer().write_all(line.as_bytes()).unwrap();
         log("first\n");
         assert_eq!(written.recv_timeout(LONG).unwrap(), b"first\n");
@@ -196,8 +199,11 @@ mod tests {
     #[test]
     fn lines_that_cannot_be_written_are_counted() {
         static LOST: AtomicU64 = AtomicU64::new(0);
+        let count = |n| {
+            LOST.fetch_add(n, Ordering::SeqCst);
+        };
         let (out, written, go) = slow();
-        let lines = Lines::start(out, |n| drop(LOST.fetch_add(n, Ordering::SeqCst))).unwrap();
+        let lines = Lines::start(out, count).unwrap();
         let log = |line: &str| lines.make_writer().write_all(line.as_bytes()).unwrap();
         log("one\n");
         assert_eq!(written.recv_timeout(LONG).unwrap(), b"one\n");
