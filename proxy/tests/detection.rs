@@ -10,7 +10,7 @@ use std::{
 };
 
 use linkerd2_proxy_api::{inbound, outbound};
-use support::{DEADLINE, Mesh, Pod, app, policies, proxy::metric};
+use support::{DEADLINE, Mesh, Pod, app, policies, proxy::metric, read};
 
 /// Says something to everybody, then repeats what it hears.
 fn greeter(listener: TcpListener) {
@@ -19,7 +19,7 @@ fn greeter(listener: TcpListener) {
             std::thread::spawn(move || {
                 let _ = stream.write_all(b"220 ready\r\n");
                 let mut octets = [0; 100];
-                while let Ok(n @ 1..) = stream.read(&mut octets) {
+                while let Ok(n @ 1..) = read(&mut stream, &mut octets) {
                     let _ = stream.write_all(&octets[..n]);
                 }
             });
@@ -33,7 +33,7 @@ fn echo(listener: TcpListener) {
         while let Ok((mut stream, _)) = listener.accept() {
             std::thread::spawn(move || {
                 let mut octets = [0; 4096];
-                while let Ok(n @ 1..) = stream.read(&mut octets) {
+                while let Ok(n @ 1..) = read(&mut stream, &mut octets) {
                     let _ = stream.write_all(&octets[..n]);
                 }
             });
@@ -87,7 +87,7 @@ fn shy(listener: TcpListener) {
                 if stream.read_exact(&mut octet).is_ok() {
                     let _ = stream.write_all(b"!");
                 }
-                let _ = stream.read(&mut octet);
+                let _ = read(&mut stream, &mut octet);
             });
         }
     });
@@ -160,7 +160,7 @@ fn outcomes_are_counted_and_servers_that_speak_first_are_heard() {
     // A client that speaks at once is heard, whoever spoke before.
     let mut stream = mesh.client.connect(port(9000)).unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
-    let _ = stream.read(&mut [0; 100]);
+    let _ = read(&mut stream, &mut [0; 100]);
 
     shy(mesh.server.listen(9001));
     lead(&mesh, 9001, PATIENT);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
-use support::{DEADLINE, Load, Mesh, Proxy, app, control::Endpoints, eventually, policies, proxy::Builder};
+use support::{DEADLINE, Load, Mesh, Proxy, app, control::Endpoints, eventually, policies, proxy::Builder, read};
 
 /// Nothing here ends because its time is over.
 fn patient(builder: Builder) -> Builder {
@@ -97,7 +97,7 @@ fn a_server_finishes_what_it_has_and_goes_when_its_application_has_gone() {
     let mut answer = Vec::new();
     let mut octets = [0; 1024];
     while !String::from_utf8_lossy(&answer).contains("server") {
-        let n = long.read(&mut octets).unwrap();
+        let n = read(&mut long, &mut octets).unwrap();
         assert!(n > 0, "{:?}", String::from_utf8_lossy(&answer));
         answer.extend_from_slice(&octets[..n]);
     }
@@ -209,13 +209,13 @@ fn websocket(listener: TcpListener) {
                 let mut head = Vec::new();
                 let mut octets = [0; 1024];
                 while !head.ends_with(b"\r\n\r\n") {
-                    let n = stream.read(&mut octets[..1])?;
+                    let n = read(&mut stream, &mut octets[..1])?;
                     head.extend_from_slice(&octets[..n]);
                 }
                 stream.write_all(
                     b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n",
                 )?;
-                while let n @ 1.. = stream.read(&mut octets)? {
+                while let n @ 1.. = read(&mut stream, &mut octets)? {
                     stream.write_all(&octets[..n])?;
                 }
                 std::io::Result::Ok(())
@@ -269,7 +269,7 @@ fn tunnels_go_on_until(grace: &str, end: impl FnOnce(&mut Proxy), last_words: &s
     assert!(mesh.client.proxy().log().contains(last_words), "{}", mesh.client.proxy().log());
     for mut stream in held {
         // Neither application is left alone with a connection that goes nowhere.
-        match stream.read(&mut [0; 10]) {
+        match read(&mut stream, &mut [0; 10]) {
             Ok(n) => assert_eq!(n, 0),
             Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
         }

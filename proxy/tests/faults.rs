@@ -16,7 +16,9 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use support::{DEADLINE, Load, Mesh, Netns, Pod, Speak, app, control::Endpoints, eventually, policies, proxy::Builder};
+use support::{
+    DEADLINE, Load, Mesh, Netns, Pod, Speak, app, control::Endpoints, eventually, policies, proxy::Builder, read,
+};
 use tonic::Status;
 
 /// As in production, but for the longest back-off: the tests wait for the end of it.
@@ -253,7 +255,7 @@ fn connections_for_bytes_do_not_wait_for_a_stopped_proxy() {
         std::thread::spawn(move || {
             while let Ok((mut stream, _)) = listener.accept() {
                 let _ = stream.write_all(b"hello");
-                let _ = stream.read(&mut [0]);
+                let _ = read(&mut stream, &mut [0]);
             }
         });
     }

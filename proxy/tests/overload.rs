@@ -20,6 +20,7 @@ use nix::{
 use support::{
     DEADLINE, Load, Mesh, Netns, Proxy, app, eventually, policies,
     proxy::{PROXY_GID, metric},
+    read,
 };
 
 const LIMIT: &str = "error=\"connection limit\"";
@@ -32,7 +33,7 @@ fn echo(listener: std::net::TcpListener) {
         while let Ok((mut stream, _)) = listener.accept() {
             std::thread::spawn(move || {
                 let mut octets = [0; 1024];
-                while let Ok(n @ 1..) = stream.read(&mut octets) {
+                while let Ok(n @ 1..) = read(&mut stream, &mut octets) {
                     if stream.write_all(&octets[..n]).is_err() {
                         return;
                     }
@@ -49,7 +50,7 @@ fn carries(stream: &mut TcpStream) -> bool {
     if stream.write_all(b"!").is_err() {
         return false;
     }
-    match stream.read(&mut octet) {
+    match read(stream, &mut octet) {
         Ok(n) => n == 1,
         Err(error) => {
             assert_ne!(error.kind(), ErrorKind::WouldBlock, "neither carried nor ended");

@@ -9,7 +9,7 @@ use std::{
 };
 
 use linkerd2_proxy_api::destination::WeightedAddr;
-use support::{DEADLINE, Mesh, Netns, Pod, control::Endpoints, eventually, policies, proxy::Builder};
+use support::{DEADLINE, Mesh, Netns, Pod, control::Endpoints, eventually, policies, proxy::Builder, read};
 
 const PATH: &str = "tcp.test.svc.cluster.local:9000";
 const PORT: u16 = 9000;
@@ -26,7 +26,7 @@ fn serve(listener: TcpListener, name: &'static str) {
                 let _ = stream.write_all(format!("{name}\n").as_bytes());
                 let mut octets = [0; 4096];
                 loop {
-                    match stream.read(&mut octets) {
+                    match read(&mut stream, &mut octets) {
                         Ok(0) => return stream.write_all(b"bye\n"),
                         Ok(n) => stream.write_all(&octets[..n])?,
                         Err(error) => return Err(error),
@@ -236,7 +236,7 @@ fn a_peer_that_is_gone_without_a_word_ends_the_connections_on_both_sides() {
     busy.0.write_all(b"are you there?").unwrap();
     busy.1.write_all(b"are you?").unwrap();
     let reset = |stream: &mut TcpStream| {
-        let error = stream.read(&mut [0; 100]).expect_err("a reset, as what was sent may be lost");
+        let error = read(stream, &mut [0; 100]).expect_err("a reset, as what was sent may be lost");
         assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
     };
     for stream in [&mut silent.0, &mut busy.0, &mut silent.1, &mut busy.1] {

@@ -28,7 +28,7 @@ use nix::sys::{
     socket::{AddressFamily, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt},
     time::TimeVal,
 };
-use support::{DEADLINE, Mesh, Netns, Proxy, app, eventually, policies, proxy::metric};
+use support::{DEADLINE, Mesh, Netns, Proxy, app, eventually, policies, proxy::metric, read};
 
 type Body = BoxBody<Bytes, Infallible>;
 
@@ -133,16 +133,6 @@ impl Capture {
     fn finish(mut self) -> (usize, Vec<String>) {
         self.stop.store(true, Ordering::SeqCst);
         self.thread.take().unwrap().join().unwrap()
-    }
-}
-
-/// Reads once. The harness's signals interrupt reads that have a time limit.
-fn read(stream: &mut TcpStream, octets: &mut [u8]) -> std::io::Result<usize> {
-    loop {
-        match stream.read(octets) {
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            result => return result,
-        }
     }
 }
 

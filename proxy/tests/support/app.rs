@@ -1,7 +1,7 @@
 //! Small applications behind proxies.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::Write as _,
     net::{TcpListener, TcpStream},
 };
 
@@ -11,7 +11,7 @@ use hyper_util::{
 };
 use tokio::sync::watch;
 
-use super::{DEADLINE, Pod, proxy::http_request};
+use super::{DEADLINE, Pod, proxy::http_request, read};
 
 /// Answers every HTTP/1.1 request with 200 and `name`, one request a connection, until the test's process ends.
 pub fn http(listener: TcpListener, name: &str) {
@@ -29,7 +29,7 @@ fn answer(mut stream: TcpStream, name: &str) {
     let mut request = Vec::new();
     let mut octets = [0; 1024];
     while !request.windows(4).any(|w| w == b"\r\n\r\n") {
-        match stream.read(&mut octets) {
+        match read(&mut stream, &mut octets) {
             Ok(n) if n > 0 => request.extend_from_slice(&octets[..n]),
             _ => return,
         }

@@ -9,7 +9,11 @@
 //! ```
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part of the harness")]
 
-use std::time::{Duration, Instant};
+use std::{
+    io::{self, Read as _},
+    net::TcpStream,
+    time::{Duration, Instant},
+};
 
 pub mod app;
 pub mod bless;
@@ -40,5 +44,15 @@ pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
         }
         assert!(Instant::now() < end, "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Reads once. A process that was stopped for a moment, as happens to whole machines, has its reads interrupted.
+pub fn read(stream: &mut TcpStream, octets: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.read(octets) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
     }
 }
