@@ -3,7 +3,9 @@
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
     batch::v1::{CronJob, Job},
-    core::v1::{ConfigMap, Endpoints, Namespace, Pod, PodTemplateSpec, Secret, Service, ServiceAccount},
+    core::v1::{
+        ConfigMap, Endpoints, Namespace, PersistentVolumeClaim, Pod, PodTemplateSpec, Secret, Service, ServiceAccount,
+    },
     discovery::v1::EndpointSlice,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -106,6 +108,7 @@ kinds! {
     ServiceAccount, ServiceAccount, "v1", "serviceaccount", "serviceaccounts", true, ["sa"];
     ConfigMap, ConfigMap, "v1", "configmap", "configmaps", true, ["cm"];
     Secret, Secret, "v1", "secret", "secrets", true, [];
+    PersistentVolumeClaim, PersistentVolumeClaim, "v1", "persistentvolumeclaim", "persistentvolumeclaims", true, ["pvc"];
     Service, Service, "v1", "service", "services", true, ["svc"];
     Endpoints, Endpoints, "v1", "endpoint", "endpoints", true, ["ep"];
     EndpointSlice, EndpointSlice, "discovery.k8s.io/v1", "endpointslice", "endpointslices", true, [];

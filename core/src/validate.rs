@@ -2,7 +2,9 @@
 
 use crate::kinds::Object;
 use crate::selector::Selector;
-use k8s_openapi::api::core::v1::{Container, PodSpec, PodTemplateSpec, Service};
+use k8s_openapi::api::apps::v1::StatefulSetSpec;
+use k8s_openapi::api::batch::v1::JobSpec;
+use k8s_openapi::api::core::v1::{Container, PersistentVolumeClaim, PodSpec, PodTemplateSpec, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use std::collections::BTreeSet;
@@ -14,41 +16,37 @@ pub(crate) fn object(object: &Object) -> Result<(), Fault> {
     metadata(object)?;
     match object {
         Object::Pod(pod) => match &pod.spec {
-            Some(spec) => pod_spec(spec, "spec"),
+            Some(spec) => pod_spec(spec, "spec", &[]),
             None => Err(("spec".into(), "is required".into())),
         },
         Object::Service(service) => self::service(service),
         Object::Deployment(o) => {
             let spec = &o.spec;
-            workload(Some(&spec.selector), &spec.template, "spec.template", spec.replicas)
+            always(&spec.template)?;
+            workload(Some(&spec.selector), &spec.template, "spec.template", spec.replicas, &[])
         }
-        Object::StatefulSet(o) => {
-            let spec = &o.spec;
-            workload(Some(&spec.selector), &spec.template, "spec.template", spec.replicas)
-        }
+        Object::StatefulSet(o) => stateful_set(&o.spec),
         Object::DaemonSet(o) => {
             let spec = &o.spec;
-            workload(Some(&spec.selector), &spec.template, "spec.template", None)
+            let strategy = spec.update_strategy.as_ref().and_then(|s| s.type_.as_deref());
+            one_of(strategy, &["RollingUpdate", "OnDelete"], "spec.updateStrategy.type")?;
+            always(&spec.template)?;
+            workload(Some(&spec.selector), &spec.template, "spec.template", None, &[])
         }
         Object::ReplicaSet(o) => {
             let spec = &o.spec;
             let template = spec.template.as_ref().ok_or_else(|| ("spec.template".into(), "is required".into()))?;
-            workload(Some(&spec.selector), template, "spec.template", spec.replicas)
+            always(template)?;
+            workload(Some(&spec.selector), template, "spec.template", spec.replicas, &[])
         }
-        Object::Job(o) => {
-            let spec = o.spec.as_ref().ok_or_else(spec_missing)?;
-            workload(None, &spec.template, "spec.template", spec.parallelism)?;
-            job_restart_policy(&spec.template, "spec.template")
-        }
+        Object::Job(o) => job(o.spec.as_ref().ok_or_else(spec_missing)?, "spec"),
         Object::CronJob(o) => {
             let spec = &o.spec;
-            let path = "spec.jobTemplate.spec.template";
             if spec.schedule.trim().is_empty() {
                 return Err(("spec.schedule".into(), "is required".into()));
             }
-            let job = spec.job_template.spec.as_ref().ok_or_else(|| (path.into(), "is required".into()))?;
-            workload(None, &job.template, path, job.parallelism)?;
-            job_restart_policy(&job.template, path)
+            let path = "spec.jobTemplate.spec";
+            job(spec.job_template.spec.as_ref().ok_or_else(|| (path.into(), "is required".into()))?, path)
         }
         _ => Ok(()),
     }
@@ -141,6 +139,7 @@ fn workload(
     template: &PodTemplateSpec,
     path: &str,
     replicas: Option<i32>,
+    claims: &[PersistentVolumeClaim],
 ) -> Result<(), Fault> {
     if replicas.is_some_and(|n| n < 0) {
         return fault("spec.replicas", "must not be negative");
@@ -158,9 +157,31 @@ fn workload(
         }
     }
     match &template.spec {
-        Some(spec) => pod_spec(spec, &format!("{path}.spec")),
+        Some(spec) => pod_spec(spec, &format!("{path}.spec"), claims),
         None => fault(format!("{path}.spec"), "is required"),
     }
+}
+
+fn job(spec: &JobSpec, path: &str) -> Result<(), Fault> {
+    for (field, number) in [
+        ("parallelism", spec.parallelism.map(i64::from)),
+        ("completions", spec.completions.map(i64::from)),
+        ("backoffLimit", spec.backoff_limit.map(i64::from)),
+        ("activeDeadlineSeconds", spec.active_deadline_seconds),
+        ("ttlSecondsAfterFinished", spec.ttl_seconds_after_finished.map(i64::from)),
+    ] {
+        if number.is_some_and(|n| n < 0) {
+            return fault(format!("{path}.{field}"), "must not be negative");
+        }
+    }
+    let mode = format!("{path}.completionMode");
+    one_of(spec.completion_mode.as_deref(), &["NonIndexed", "Indexed"], &mode)?;
+    if spec.completion_mode.as_deref() == Some("Indexed") && spec.completions.is_none() {
+        return fault(format!("{path}.completions"), "is required when completionMode is Indexed");
+    }
+    let template = format!("{path}.template");
+    workload(None, &spec.template, &template, None, &[])?;
+    job_restart_policy(&spec.template, &template)
 }
 
 fn job_restart_policy(template: &PodTemplateSpec, path: &str) -> Result<(), Fault> {
@@ -170,7 +191,35 @@ fn job_restart_policy(template: &PodTemplateSpec, path: &str) -> Result<(), Faul
     }
 }
 
-fn pod_spec(spec: &PodSpec, path: &str) -> Result<(), Fault> {
+/// What is kept running is started again however it ends.
+fn always(template: &PodTemplateSpec) -> Result<(), Fault> {
+    let policy = template.spec.as_ref().and_then(|s| s.restart_policy.as_deref());
+    one_of(policy, &["Always"], "spec.template.spec.restartPolicy")
+}
+
+fn stateful_set(spec: &StatefulSetSpec) -> Result<(), Fault> {
+    one_of(spec.pod_management_policy.as_deref(), &["OrderedReady", "Parallel"], "spec.podManagementPolicy")?;
+    let strategy = spec.update_strategy.as_ref();
+    let type_ = strategy.and_then(|s| s.type_.as_deref());
+    one_of(type_, &["RollingUpdate", "OnDelete"], "spec.updateStrategy.type")?;
+    let partition = strategy.and_then(|s| s.rolling_update.as_ref()?.partition);
+    let start = spec.ordinals.as_ref().and_then(|o| o.start);
+    for (field, number) in [("updateStrategy.rollingUpdate.partition", partition), ("ordinals.start", start)] {
+        if number.is_some_and(|n| n < 0) {
+            return fault(format!("spec.{field}"), "must not be negative");
+        }
+    }
+    let claims = spec.volume_claim_templates.as_deref().unwrap_or_default();
+    for (at, claim) in claims.iter().enumerate() {
+        if !claim.metadata.name.as_deref().is_some_and(is_dns_label) {
+            return fault(format!("spec.volumeClaimTemplates[{at}].metadata.name"), DNS_LABEL);
+        }
+    }
+    always(&spec.template)?;
+    workload(Some(&spec.selector), &spec.template, "spec.template", spec.replicas, claims)
+}
+
+fn pod_spec(spec: &PodSpec, path: &str, claims: &[PersistentVolumeClaim]) -> Result<(), Fault> {
     if spec.containers.is_empty() {
         return fault(format!("{path}.containers"), "at least one container is required");
     }
@@ -185,6 +234,7 @@ fn pod_spec(spec: &PodSpec, path: &str) -> Result<(), Fault> {
             return fault(field, format!("there is already a volume {:?}", volume.name));
         }
     }
+    volumes.extend(claims.iter().filter_map(|claim| claim.metadata.name.as_deref()));
     let mut names = BTreeSet::new();
     let init =
         spec.init_containers.iter().flatten().enumerate().map(|(at, c)| (format!("{path}.initContainers[{at}]"), c));

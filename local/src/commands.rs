@@ -167,6 +167,12 @@ async fn wait_until_ready(client: &Client, timeout: Duration) -> Result<(), Erro
             }
             shown = line;
         }
+        if readiness.hopeless {
+            if terminal {
+                eprintln!();
+            }
+            return Err(explain("something has failed for good:", &readiness));
+        }
         if !readiness.missing.is_empty() {
             ready_since = None;
             // At the end it may look ready for a moment again; what was wrong is what counts then.
@@ -184,12 +190,12 @@ async fn wait_until_ready(client: &Client, timeout: Duration) -> Result<(), Erro
     if readiness.missing.is_empty() || readiness.details.is_empty() {
         readiness = trouble;
     }
-    let mut message = format!("not everything is ready after {} s:", timeout.as_secs());
-    for line in readiness.missing.iter().chain(&readiness.details) {
-        message.push_str("\n  ");
-        message.push_str(line);
-    }
-    Err(Error::new(message))
+    Err(explain(&format!("not everything is ready after {} s:", timeout.as_secs()), &readiness))
+}
+
+fn explain(what: &str, readiness: &Readiness) -> Error {
+    let lines = readiness.missing.iter().chain(&readiness.details);
+    Error::new(lines.fold(what.to_owned(), |message, line| format!("{message}\n  {line}")))
 }
 
 fn announce(args: &args::Up, detached: bool) {

@@ -69,6 +69,8 @@ pub(crate) struct Readiness {
     pub wanted: usize,
     /// What is missing, one sentence each; empty when everything is ready.
     pub missing: Vec<String>,
+    /// Whether something that is missing has failed for good, so that waiting is no use.
+    pub hopeless: bool,
     /// Last lines of the logs of containers that fail, each after a heading.
     pub details: Vec<String>,
 }

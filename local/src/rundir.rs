@@ -1,8 +1,8 @@
 //! The run directory of a cluster: what is in it, whose it is, and how a crashed cluster's is recognised and cleaned.
 //!
 //! Contents: `lock` (held by `weft up` or its background process as long as the cluster lives), `node.lock` (held by the
-//! node), `api.sock`, `objects/` (current objects as JSON), `logs/`, `private/` (a tmpfs that only the node and its pods
-//! see). A directory whose locks nobody holds is a crashed cluster's; the kernel has ended its processes already.
+//! node), `api.sock`, `objects/` (current objects as JSON), `logs/`, `volumes/` (what PersistentVolumeClaims hold),
+//! `private/` (a tmpfs that only the node and its pods see). A directory whose locks nobody holds is a crashed cluster's; the kernel has ended its processes already.
 
 use crate::Error;
 use crate::error::Context;
@@ -18,7 +18,7 @@ use std::time::Duration;
 pub const ENV: &str = "WEFT_RUN_DIR";
 
 /// Everything that a cluster may leave in its run directory. Nothing else is ever removed.
-const CONTENTS: &[&str] = &["api.sock", "objects", "logs", "private", "node.lock", "lock"];
+const CONTENTS: &[&str] = &["api.sock", "objects", "logs", "private", "volumes", "node.lock", "lock"];
 
 /// A socket's path has room for 107 octets; `/api.sock` needs nine of them.
 const PATH_LIMIT: usize = 98;

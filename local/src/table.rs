@@ -69,6 +69,9 @@ fn status(pod: &Pod) -> String {
             None => format!("Init:{index}/{}", init.len()),
         };
     }
+    if phase == "Succeeded" {
+        return "Completed".into();
+    }
     let mut words: Vec<String> = status.container_statuses.iter().flatten().filter_map(word).collect();
     // As kubectl: what went wrong before what went well.
     words.sort_by_key(|w| w == "Completed");

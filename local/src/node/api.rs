@@ -5,11 +5,15 @@ use super::apply;
 use super::services;
 use super::shared::Exec;
 use super::spec::Programs;
+use super::store::{Store, controller_of};
 use crate::Error;
 use crate::pod::Event;
 use crate::proto::{self, Answer, Request, frame};
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Serialize;
 use std::cell::RefCell;
+use std::cmp::Reverse;
 use std::net::Ipv4Addr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -210,7 +214,8 @@ async fn shut_down(node: &Node) {
     let _ = tokio::time::timeout(SHUTDOWN_LIMIT, all_ended).await;
 }
 
-/// The pod that a target means: `NAME`, `pod/NAME`, or one of a workload's or service's, ready ones first.
+/// The pod that a target means: `NAME`, `pod/NAME`, or one of a workload's or service's: a ready one, then the
+/// youngest.
 fn find_pod(node: &Node, namespace: &str, target: &str) -> Result<Key, Error> {
     let store = node.store.borrow();
     let (kind, name) = match target.split_once('/') {
@@ -224,22 +229,41 @@ fn find_pod(node: &Node, namespace: &str, target: &str) -> Result<Key, Error> {
     let Some(object) = store.get(&key) else { return Err(Error::new(format!("{key} not found"))) };
     let selector = match object {
         Object::Pod(_) => return Ok(key),
-        Object::Deployment(deployment) => weft_core::selector::Selector::try_from(&deployment.spec.selector),
-        Object::ReplicaSet(set) => weft_core::selector::Selector::try_from(&set.spec.selector),
         Object::Service(service) => {
             let labels = service.spec.as_ref().and_then(|s| s.selector.clone()).unwrap_or_default();
-            Ok(weft_core::selector::Selector::from_map(&labels))
+            Some(weft_core::selector::Selector::from_map(&labels)).filter(|s| !s.is_empty())
         }
+        _ if object.pod_template().is_some() => None,
         _ => return Err(Error::new(format!("{key} has no pods"))),
     };
-    let selector = selector.map_err(|e| Error::new(format!("{key}: {e}")))?;
+    let belongs = |pod: &Pod| match &selector {
+        Some(selector) => selector.matches(pod.metadata.labels.as_ref()),
+        None => is_below(&store, namespace, &pod.metadata, object),
+    };
     let mut pods: Vec<_> = store
         .pods()
-        .filter(|(k, pod)| k.namespace == namespace && selector.matches(pod.metadata.labels.as_ref()))
-        .map(|(k, pod)| (!super::endpoints::is_ready(pod), k.clone()))
+        .filter(|(k, pod)| k.namespace == namespace && belongs(pod))
+        .map(|(k, pod)| {
+            (
+                !super::endpoints::is_ready(pod),
+                Reverse(pod.metadata.creation_timestamp.as_ref().map(|t| t.0)),
+                k.clone(),
+            )
+        })
         .collect();
     pods.sort();
-    pods.into_iter().next().map(|(_, key)| key).ok_or_else(|| Error::new(format!("{key} has no pods")))
+    pods.into_iter().next().map(|(_, _, key)| key).ok_or_else(|| Error::new(format!("{key} has no pods")))
+}
+
+/// Whether an object is controlled by another, or by something that is.
+fn is_below(store: &Store, namespace: &str, metadata: &ObjectMeta, above: &Object) -> bool {
+    let Some(owner) = controller_of(metadata) else { return false };
+    if Some(&owner.uid) == above.metadata().uid.as_ref() {
+        return true;
+    }
+    let kind = Kind::from_manifest(&owner.api_version, &owner.kind);
+    let owner = kind.and_then(|kind| store.get(&Key::new(kind, namespace, &owner.name)));
+    owner.is_some_and(|owner| is_below(store, namespace, owner.metadata(), above))
 }
 
 /// A container of a pod; by default the first that is not the proxy.

@@ -4,10 +4,13 @@
 use super::services;
 use super::spec::Programs;
 use super::store::{Store, now};
+use super::workloads::check_cron_job;
 use crate::Error;
 use crate::proto::{Document, Outcome};
 use k8s_openapi::ByteString;
+use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{Container, PodSpec, Service};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -200,9 +203,46 @@ pub(crate) fn complete(object: &mut Object) {
                 complete_pod(template.spec.get_or_insert_default());
             }
         }
+        Object::CronJob(cron) => {
+            cron.spec.concurrency_policy.get_or_insert_with(|| "Allow".into());
+            cron.spec.suspend.get_or_insert(false);
+            cron.spec.successful_jobs_history_limit.get_or_insert(3);
+            cron.spec.failed_jobs_history_limit.get_or_insert(1);
+            complete_job(cron.spec.job_template.spec.get_or_insert_default());
+        }
+        Object::StatefulSet(set) => {
+            set.spec.replicas.get_or_insert(1);
+            set.spec.pod_management_policy.get_or_insert_with(|| "OrderedReady".into());
+            set.spec.update_strategy.get_or_insert_default().type_.get_or_insert_with(|| "RollingUpdate".into());
+            complete_pod(set.spec.template.spec.get_or_insert_default());
+        }
+        Object::DaemonSet(set) => {
+            set.spec.update_strategy.get_or_insert_default().type_.get_or_insert_with(|| "RollingUpdate".into());
+            complete_pod(set.spec.template.spec.get_or_insert_default());
+        }
+        Object::PersistentVolumeClaim(claim) => {
+            // There is room for it as long as the machine has room.
+            let spec = claim.spec.get_or_insert_default();
+            let status = claim.status.get_or_insert_default();
+            status.phase = Some("Bound".into());
+            status.access_modes.clone_from(&spec.access_modes);
+            status.capacity = spec.resources.as_ref().and_then(|r| r.requests.clone());
+        }
+        Object::Job(job) => complete_job(job.spec.get_or_insert_default()),
         Object::Pod(pod) => complete_pod(pod.spec.get_or_insert_default()),
         _ => {}
     }
+}
+
+fn complete_job(spec: &mut JobSpec) {
+    if spec.completions.is_none() && spec.parallelism.is_none() {
+        spec.completions = Some(1);
+    }
+    spec.parallelism.get_or_insert(1);
+    spec.backoff_limit.get_or_insert(6);
+    spec.completion_mode.get_or_insert_with(|| "NonIndexed".into());
+    spec.suspend.get_or_insert(false);
+    complete_pod(spec.template.spec.get_or_insert_default());
 }
 
 fn complete_pod(spec: &mut PodSpec) {
@@ -222,15 +262,26 @@ type Fault = (String, String);
 fn check(object: &Object, programs: &Programs) -> Result<(), Fault> {
     let fault = |field: &str, message: &str| Err((field.to_owned(), message.to_owned()));
     match object {
-        Object::StatefulSet(_) | Object::DaemonSet(_) | Object::Job(_) | Object::CronJob(_) => {
-            fault("kind", &format!("a {} cannot run on one machine yet", object.kind()))
+        Object::Job(job) => job.spec.as_ref().map_or(Ok(()), |spec| check_job(spec, "spec", programs)),
+        Object::CronJob(cron) => {
+            check_cron_job(cron)?;
+            let spec = cron.spec.job_template.spec.as_ref();
+            spec.map_or(Ok(()), |spec| check_job(spec, "spec.jobTemplate.spec", programs))
+        }
+        Object::StatefulSet(set) => {
+            let policy = set.spec.persistent_volume_claim_retention_policy.as_ref();
+            if policy.and_then(|p| p.when_scaled.as_deref()) == Some("Delete") {
+                let message = "on one machine claims stay when a set is scaled down";
+                return fault("spec.persistentVolumeClaimRetentionPolicy.whenScaled", message);
+            }
+            set.spec.template.spec.as_ref().map_or(Ok(()), |s| check_pod(s, "spec.template.spec", programs))
+        }
+        Object::DaemonSet(set) => {
+            set.spec.template.spec.as_ref().map_or(Ok(()), |s| check_pod(s, "spec.template.spec", programs))
         }
         Object::Pod(pod) => pod.spec.as_ref().map_or(Ok(()), |spec| check_pod(spec, "spec", programs)),
         Object::Service(service) => check_service(service),
         Object::Deployment(deployment) => {
-            if deployment.spec.paused == Some(true) {
-                return fault("spec.paused", "a paused deployment cannot run on one machine");
-            }
             deployment.spec.template.spec.as_ref().map_or(Ok(()), |s| check_pod(s, "spec.template.spec", programs))
         }
         Object::ReplicaSet(set) => {
@@ -239,6 +290,22 @@ fn check(object: &Object, programs: &Programs) -> Result<(), Fault> {
         }
         _ => Ok(()),
     }
+}
+
+fn check_job(spec: &JobSpec, path: &str, programs: &Programs) -> Result<(), Fault> {
+    for (field, used) in [
+        ("podFailurePolicy", spec.pod_failure_policy.is_some()),
+        ("successPolicy", spec.success_policy.is_some()),
+        ("backoffLimitPerIndex", spec.backoff_limit_per_index.is_some()),
+        ("maxFailedIndexes", spec.max_failed_indexes.is_some()),
+        ("managedBy", spec.managed_by.is_some()),
+    ] {
+        if used {
+            return Err((format!("{path}.{field}"), "does not exist on one machine".to_owned()));
+        }
+    }
+    let template = format!("{path}.template.spec");
+    spec.template.spec.as_ref().map_or(Ok(()), |spec| check_pod(spec, &template, programs))
 }
 
 fn check_pod(spec: &PodSpec, path: &str, programs: &Programs) -> Result<(), Fault> {
@@ -254,23 +321,24 @@ fn check_pod(spec: &PodSpec, path: &str, programs: &Programs) -> Result<(), Faul
             || volume.downward_api.is_some()
             || volume.projected.is_some()
             || volume.empty_dir.is_some()
-            || volume.host_path.is_some();
+            || volume.host_path.is_some()
+            || volume.persistent_volume_claim.is_some();
         if !known {
-            let message = "one machine has volumes of the kinds configMap, secret, emptyDir, hostPath, projected and \
-                           downwardAPI only";
+            let message = "one machine has volumes of the kinds configMap, secret, emptyDir, hostPath, projected, \
+                           downwardAPI and persistentVolumeClaim only";
             return Err((format!("{path}.volumes[{index}]"), message.to_owned()));
         }
     }
     let lists = [("initContainers", spec.init_containers.as_deref()), ("containers", Some(spec.containers.as_slice()))];
     for (list, containers) in lists {
         for (index, container) in containers.into_iter().flatten().enumerate() {
-            check_container(container, spec, programs).map_err(|(f, m)| (format!("{path}.{list}[{index}].{f}"), m))?;
+            check_container(container, programs).map_err(|(f, m)| (format!("{path}.{list}[{index}].{f}"), m))?;
         }
     }
     Ok(())
 }
 
-fn check_container(container: &Container, spec: &PodSpec, programs: &Programs) -> Result<(), Fault> {
+fn check_container(container: &Container, programs: &Programs) -> Result<(), Fault> {
     if container.command.as_ref().is_none_or(Vec::is_empty) {
         let message = "is required: no image is pulled on one machine, `command` names a program of this machine";
         return Err(("command".into(), message.into()));
@@ -280,12 +348,6 @@ fn check_container(container: &Container, spec: &PodSpec, programs: &Programs) -
     }
     if container.tty == Some(true) || container.stdin == Some(true) {
         return Err(("stdin".into(), "containers have no standard input on one machine".into()));
-    }
-    for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
-        if !spec.volumes.iter().flatten().any(|v| v.name == mount.name) {
-            let message = format!("there is no volume {:?}", mount.name);
-            return Err((format!("volumeMounts[{index}].name"), message));
-        }
     }
     let probes = [
         ("livenessProbe", &container.liveness_probe),
@@ -340,6 +402,32 @@ fn check_change(old: &Object, new: &Object) -> Result<(), Fault> {
         (Object::Deployment(old), Object::Deployment(new)) if old.spec.selector != new.spec.selector => {
             immutable("spec.selector")
         }
+        (Object::DaemonSet(old), Object::DaemonSet(new)) if old.spec.selector != new.spec.selector => {
+            immutable("spec.selector")
+        }
+        (Object::StatefulSet(old), Object::StatefulSet(new)) => {
+            let (old, new) = (&old.spec, &new.spec);
+            for (field, changed) in [
+                ("spec.selector", old.selector != new.selector),
+                ("spec.serviceName", old.service_name != new.service_name),
+                ("spec.podManagementPolicy", old.pod_management_policy != new.pod_management_policy),
+                ("spec.volumeClaimTemplates", old.volume_claim_templates != new.volume_claim_templates),
+            ] {
+                if changed {
+                    return immutable(field);
+                }
+            }
+            Ok(())
+        }
+        (Object::Job(old), Object::Job(new)) => {
+            let part = |job: &Job| job.spec.clone().map(|s| (s.template, s.completions, s.completion_mode));
+            match (part(old), part(new)) {
+                (Some(old), Some(new)) if old.0 != new.0 => immutable("spec.template"),
+                (Some(old), Some(new)) if old.1 != new.1 => immutable("spec.completions"),
+                (Some(old), Some(new)) if old.2 != new.2 => immutable("spec.completionMode"),
+                _ => Ok(()),
+            }
+        }
         (Object::Service(old), Object::Service(new)) => {
             let asked = services::cluster_ip(new);
             let headless = (services::is_headless(old), services::is_headless(new));
@@ -374,16 +462,33 @@ fn put(store: &mut Store, key: Key, written: serde_json::Value, mut object: Obje
         }
         (Object::Deployment(new), Some(Object::Deployment(old))) => {
             new.status.clone_from(&old.status);
-            let generation = old.metadata.generation.unwrap_or(1);
-            new.metadata.generation = Some(if new.spec == old.spec { generation } else { generation + 1 });
+            new.metadata.generation = next_generation(&old.metadata, new.spec == old.spec);
         }
-        (Object::Deployment(new), None) => new.metadata.generation = Some(1),
+        (Object::StatefulSet(new), Some(Object::StatefulSet(old))) => {
+            new.status.clone_from(&old.status);
+            new.metadata.generation = next_generation(&old.metadata, new.spec == old.spec);
+        }
+        (Object::DaemonSet(new), Some(Object::DaemonSet(old))) => {
+            new.status.clone_from(&old.status);
+            new.metadata.generation = next_generation(&old.metadata, new.spec == old.spec);
+        }
+        (Object::Deployment(_) | Object::StatefulSet(_) | Object::DaemonSet(_), None) => {
+            object.metadata_mut().generation = Some(1);
+        }
+        (Object::CronJob(new), Some(Object::CronJob(old))) => new.status.clone_from(&old.status),
+        (Object::Job(new), Some(Object::Job(old))) => new.status.clone_from(&old.status),
         (Object::ReplicaSet(new), Some(Object::ReplicaSet(old))) => new.status.clone_from(&old.status),
         _ => {}
     }
     store.put(object);
     store.applied.insert(key, written);
     Ok(if old.is_some() { "configured" } else { "created" })
+}
+
+/// A generation counts the changes of what is asked for.
+fn next_generation(old: &ObjectMeta, same: bool) -> Option<i64> {
+    let generation = old.generation.unwrap_or(1);
+    Some(if same { generation } else { generation + 1 })
 }
 
 fn give_address(store: &Store, key: &Key, service: &mut Service, kept: Option<String>) -> Result<(), String> {

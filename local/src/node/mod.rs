@@ -29,6 +29,7 @@ use crate::proto;
 use crate::rundir::RunDir;
 use crate::system;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::cell::{Cell, RefCell};
@@ -72,6 +73,16 @@ pub(crate) enum Hello {
 
 /// Files that every process may have open, unless it sets another limit for itself.
 const DESCRIPTORS: u64 = 65_536;
+
+/// The longest time between two rounds of decisions: should the machine's clock be set, nothing is late by more.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// How long it is until a time: times are whole seconds, so it is over when the clock shows it.
+fn until(time: Timestamp) -> Duration {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let at = Duration::from_secs(u64::try_from(time.as_second()).unwrap_or(0));
+    at.saturating_sub(since) + Duration::from_millis(5)
+}
 
 /// A pod's task and address.
 struct Running {
@@ -298,11 +309,15 @@ impl Node {
         let mut version = self.store.borrow().subscribe();
         loop {
             version.borrow_and_update();
-            if !self.shutting_down.get() {
-                self.reconcile();
+            let mut pause = LONGEST_PAUSE;
+            if !self.shutting_down.get()
+                && let Some(wake) = self.reconcile()
+            {
+                pause = until(wake).min(pause);
             }
-            if version.changed().await.is_err() {
-                return;
+            tokio::select! {
+                changed = version.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(pause) => {}
             }
             // What changes together is answered together.
             tokio::task::yield_now().await;
@@ -310,15 +325,15 @@ impl Node {
     }
 
     /// One round: everything that follows from the objects is made what it should be. What changes an object makes a
-    /// new version, and so another round, until nothing changes any more.
-    fn reconcile(self: &Rc<Self>) {
+    /// new version, and so another round, until nothing changes any more. Answers when time alone makes another one.
+    fn reconcile(self: &Rc<Self>) -> Option<Timestamp> {
         let mut store = self.store.borrow_mut();
         add_default_accounts(&mut store);
         collect_garbage(&mut store);
-        workloads::reconcile_deployments(&mut store);
-        let refused = workloads::reconcile_sets(&mut store, |store, pod| self.admit(store, pod));
-        *self.refused.borrow_mut() = refused;
+        let outcome = workloads::reconcile(&mut store, timestamp(), &|store, pod| self.admit(store, pod));
+        *self.refused.borrow_mut() = outcome.refused;
         endpoints::reconcile(&mut store);
+        volumes::remove_unclaimed(&store, &self.run_dir);
         let table = services::table(&store);
         let pods: Vec<(Key, Pod)> = store.pods().map(|(key, pod)| (key.clone(), pod.clone())).collect();
         drop(store);
@@ -326,6 +341,7 @@ impl Node {
         for (key, pod) in pods {
             self.reconcile_pod(&key, pod);
         }
+        outcome.wake
     }
 
     fn reconcile_pod(self: &Rc<Self>, key: &Key, pod: Pod) {
@@ -345,7 +361,7 @@ impl Node {
                 self.store.borrow_mut().remove(key);
             }
             None => {
-                // Pods of ReplicaSets have been admitted when they were made; one that somebody wrote has not.
+                // Pods of workloads have been admitted when they were made; one that somebody wrote has not.
                 let pod = if pod.spec.as_ref().is_some_and(|s| s.node_name.is_some()) {
                     pod
                 } else {

@@ -144,7 +144,7 @@ impl Worker {
                     self.stop_by = Some(Instant::now() + self.grace());
                     self.stop().await;
                     self.stop_by = None;
-                    self.drop_holder();
+                    self.slots.iter_mut().for_each(Slot::ended_with_pod);
                     ended = None;
                 }
             }
@@ -529,7 +529,7 @@ impl Worker {
         let initialized = self.slots.iter().all(|s| match s.role {
             Role::Init => s.is_done(),
             Role::Sidecar => s.started,
-            Role::App => true,
+            Role::App | Role::Proxy => true,
         });
         let apps = || self.slots.iter().filter(|s| s.role == Role::App);
         let failed_init = self.slots.iter().any(|s| s.role == Role::Init && s.has_failed());
@@ -545,7 +545,11 @@ impl Worker {
         let finished = phase == "Failed" || phase == "Succeeded";
         let ready = ready && !finished;
         let reason = (phase == "Succeeded").then_some("PodCompleted");
-        let not_ready = apps().find_map(|s| s.unready_because.clone()).or_else(|| self.blocked.clone());
+        let not_ready = self.slots.iter().find_map(|s| s.unready_because.clone()).or_else(|| self.blocked.clone());
+        let statuses = |which: fn(Role) -> bool| -> Vec<_> {
+            let slots = self.slots.iter().filter(|s| which(s.role));
+            slots.map(|s| s.status(self.blocked.as_deref())).collect()
+        };
         let ip = self.networked.then(|| self.ip.to_string());
         self.node.store.borrow_mut().update_pod(&self.key, |pod| {
             let old = pod.status.take().unwrap_or_default();
@@ -560,11 +564,10 @@ impl Worker {
                     condition("ContainersReady", ready, unready, not_ready.clone()),
                     condition("Ready", ready, unready, not_ready),
                 ]),
-                container_statuses: Some(apps().map(|s| s.status(self.blocked.as_deref())).collect()),
+                container_statuses: Some(statuses(|role| matches!(role, Role::App | Role::Proxy))),
                 init_container_statuses: {
-                    let init = self.slots.iter().filter(|s| s.role != Role::App);
-                    let statuses: Vec<_> = init.map(|s| s.status(self.blocked.as_deref())).collect();
-                    (!statuses.is_empty()).then_some(statuses)
+                    let init = statuses(|role| matches!(role, Role::Init | Role::Sidecar));
+                    (!init.is_empty()).then_some(init)
                 },
                 host_ip: Some(super::network::GATEWAY.to_owned()),
                 phase: Some(phase.to_owned()),

@@ -2,6 +2,8 @@
 
 use super::Node;
 use super::pod::is_settled;
+use super::store::controller_of;
+use super::workloads;
 use crate::proto::Readiness;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use weft_core::kinds::{Kind, Object};
@@ -14,19 +16,33 @@ impl Node {
     pub(super) fn readiness(&self) -> Readiness {
         let store = self.store.borrow();
         let mut readiness = Readiness { version: store.version(), ..Readiness::default() };
-        for (key, object) in store.list(Kind::Deployment, None) {
-            let Object::Deployment(deployment) = object else { continue };
-            let wanted = deployment.spec.replicas.unwrap_or(1).max(0);
-            let status = deployment.status.clone().unwrap_or_default();
-            let ready = status.ready_replicas.unwrap_or(0).clamp(0, wanted);
+        let kinds = [Kind::Deployment, Kind::StatefulSet, Kind::DaemonSet];
+        for (key, object) in kinds.into_iter().flat_map(|kind| store.list(kind, None)) {
+            let Some(Replicas { wanted, ready, settled }) = replicas(object) else { continue };
+            let ready = ready.clamp(0, wanted);
             readiness.wanted += usize::try_from(wanted).unwrap_or(0);
             readiness.ready += usize::try_from(ready).unwrap_or(0);
-            let current = status.observed_generation == deployment.metadata.generation;
-            let replaced = status.updated_replicas.unwrap_or(0) == wanted && status.replicas.unwrap_or(0) == wanted;
-            if !(current && replaced && ready == wanted) {
-                readiness
-                    .missing
-                    .push(format!("deployment/{} in {}: {ready} of {wanted} pods ready", key.name, key.namespace));
+            if !(settled && ready == wanted) {
+                readiness.missing.push(format!("{key}: {ready} of {wanted} pods ready"));
+            }
+        }
+        for (key, object) in store.list(Kind::Job, None) {
+            let Object::Job(job) = object else { continue };
+            let status = job.status.clone().unwrap_or_default();
+            let succeeded = status.succeeded.unwrap_or(0);
+            let wanted = succeeded + status.active.unwrap_or(0);
+            let ready = succeeded + status.ready.unwrap_or(0);
+            // The jobs of a CronJob come and go; nobody waits for them.
+            if controller_of(&job.metadata).is_some() {
+                continue;
+            }
+            readiness.wanted += usize::try_from(wanted).unwrap_or(0);
+            readiness.ready += usize::try_from(ready).unwrap_or(0);
+            if let Some(why) = workloads::failure(job) {
+                readiness.hopeless = true;
+                readiness.missing.push(format!("{key} has failed: {why}"));
+            } else if !workloads::is_under_way(job) {
+                readiness.missing.push(format!("{key}: {ready} of {wanted} pods ready or completed"));
             }
         }
         for (key, pod) in store.pods() {
@@ -36,7 +52,9 @@ impl Node {
                 if is_settled(pod) {
                     readiness.ready += 1;
                 } else {
-                    readiness.missing.push(format!("{key} is not ready"));
+                    let failed = pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Failed");
+                    readiness.hopeless |= failed;
+                    readiness.missing.push(format!("{key} {}", if failed { "has failed" } else { "is not ready" }));
                 }
             }
             if is_settled(pod) {
@@ -55,8 +73,58 @@ impl Node {
     }
 }
 
+/// How many pods a workload wants and has.
+struct Replicas {
+    wanted: i32,
+    /// Ready for as long as the workload asks for.
+    ready: i32,
+    /// Whether they are those that it wants, and nothing is left of what was before.
+    settled: bool,
+}
+
+fn replicas(object: &Object) -> Option<Replicas> {
+    match object {
+        Object::Deployment(deployment) => {
+            let wanted = deployment.spec.replicas.unwrap_or(1).max(0);
+            let status = deployment.status.clone().unwrap_or_default();
+            let paused = deployment.spec.paused == Some(true);
+            let replaced = status.updated_replicas.unwrap_or(0) == wanted && status.replicas.unwrap_or(0) == wanted;
+            Some(Replicas {
+                // Nothing is made for a paused deployment, so there is nothing to wait for but what runs.
+                wanted: if paused { status.replicas.unwrap_or(0) } else { wanted },
+                ready: status.available_replicas.unwrap_or(0),
+                settled: status.observed_generation == deployment.metadata.generation && (paused || replaced),
+            })
+        }
+        Object::StatefulSet(set) => {
+            let wanted = set.spec.replicas.unwrap_or(1).max(0);
+            let status = set.status.clone().unwrap_or_default();
+            let strategy = set.spec.update_strategy.as_ref();
+            let partition = strategy.and_then(|s| s.rolling_update.as_ref()?.partition).unwrap_or(0);
+            let on_delete = strategy.and_then(|s| s.type_.as_deref()) == Some("OnDelete");
+            let replaced = on_delete || status.updated_replicas.unwrap_or(0) >= wanted - partition;
+            Some(Replicas {
+                wanted,
+                ready: status.available_replicas.unwrap_or(0),
+                settled: status.observed_generation == set.metadata.generation && replaced && status.replicas == wanted,
+            })
+        }
+        Object::DaemonSet(set) => {
+            let status = set.status.clone().unwrap_or_default();
+            let on_delete = set.spec.update_strategy.as_ref().and_then(|s| s.type_.as_deref()) == Some("OnDelete");
+            let replaced = on_delete || status.updated_number_scheduled.unwrap_or(0) >= 1;
+            Some(Replicas {
+                wanted: 1,
+                ready: status.number_available.unwrap_or(0),
+                settled: status.observed_generation == set.metadata.generation && replaced,
+            })
+        }
+        _ => None,
+    }
+}
+
 /// The container that keeps a pod from being ready, and why.
-fn trouble(pod: &Pod) -> Option<(String, String)> {
+pub(super) fn trouble(pod: &Pod) -> Option<(String, String)> {
     let status = pod.status.as_ref()?;
     let all = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
     let statuses: Vec<&ContainerStatus> = all.collect();

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use std::time::Duration;
 use tokio::time::Instant;
+use weft_core::names::PROXY_CONTAINER;
 
 /// The first restart comes at once, the next after a second, then twice as long each time up to a minute.
 const FIRST_BACK_OFF: Duration = Duration::from_secs(1);
@@ -23,8 +24,19 @@ pub(crate) enum Role {
     Init,
     /// An init container that goes on running (`restartPolicy: Always`).
     Sidecar,
+    /// The proxy that injection put among the ordinary containers: it starts with them, and goes on for as long as one
+    /// of them does, so that a pod can complete although a proxy runs beside it.
+    Proxy,
     /// An ordinary container.
     App,
+}
+
+/// How long to wait before something that has failed so often in a row is tried again.
+pub(crate) fn back_off(failures: u32) -> Duration {
+    match failures {
+        0 | 1 => Duration::ZERO,
+        n => LONGEST_BACK_OFF.min(FIRST_BACK_OFF * 2u32.saturating_pow((n - 2).min(16))),
+    }
 }
 
 /// How a container ended.
@@ -107,12 +119,17 @@ impl Slot {
             let role = if c.restart_policy.as_deref() == Some("Always") { Role::Sidecar } else { Role::Init };
             (role, c)
         });
-        let apps = spec.containers.iter().map(|c| (Role::App, c));
+        let alone = spec.containers.len() == 1;
+        let apps = spec.containers.iter().map(|c| {
+            let is_proxy = c.name == PROXY_CONTAINER && !alone;
+            (if is_proxy { Role::Proxy } else { Role::App }, c)
+        });
         init.chain(apps).map(|(role, container)| Slot::new(role, container.clone())).collect()
     }
 
     fn new(role: Role, container: Container) -> Slot {
-        let reason = if role == Role::App { "ContainerCreating" } else { "PodInitializing" };
+        let ordinary = matches!(role, Role::App | Role::Proxy);
+        let reason = if ordinary { "ContainerCreating" } else { "PodInitializing" };
         Slot {
             container,
             role,
@@ -172,7 +189,7 @@ impl Slot {
     pub(crate) fn counts_as_ready(&self) -> bool {
         match self.role {
             Role::Init => self.is_done(),
-            Role::Sidecar | Role::App => self.ready && matches!(self.state, State::Running { .. }),
+            Role::Sidecar | Role::Proxy | Role::App => self.ready && matches!(self.state, State::Running { .. }),
         }
     }
 
@@ -213,10 +230,7 @@ impl Slot {
 
     fn back_off(&mut self) -> Duration {
         self.failures += 1;
-        match self.failures {
-            0 | 1 => Duration::ZERO,
-            n => LONGEST_BACK_OFF.min(FIRST_BACK_OFF * 2u32.saturating_pow((n - 2).min(16))),
-        }
+        back_off(self.failures)
     }
 
     fn forget_run(&mut self) {
@@ -247,7 +261,7 @@ impl Slot {
             self.failures = 0;
         }
         let again = match self.role {
-            Role::Sidecar => true,
+            Role::Sidecar | Role::Proxy => true,
             Role::Init => how.code != 0 && restart_policy != "Never",
             Role::App => restart_policy == "Always" || (restart_policy == "OnFailure" && how.code != 0),
         };
@@ -272,6 +286,18 @@ impl Slot {
             // The pod begins anew, and so do its init containers.
             self.state =
                 State::Waiting { reason: "PodInitializing".into(), message: None, until: None, misconfigured: false };
+        }
+    }
+
+    /// The pod has done its work: what still runs of it is ended.
+    pub(crate) fn ended_with_pod(&mut self) {
+        if self.run.is_some() {
+            self.exited(Terminated::new(137, Some(9), self.since()), "Never", true);
+        } else if !matches!(self.state, State::Terminated(_))
+            && let Some(last) = self.last.clone()
+        {
+            // It was waiting to be started again.
+            self.state = State::Terminated(last);
         }
     }
 
@@ -368,5 +394,6 @@ mod tests {
         assert!(!ends(Role::Init, 1, "Always", false));
         assert!(ends(Role::Init, 1, "Never", false));
         assert!(!ends(Role::Sidecar, 0, "Never", false));
+        assert!(!ends(Role::Proxy, 0, "Never", false));
     }
 }

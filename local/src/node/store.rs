@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::PathBuf;
 use tokio::sync::watch;
-use weft_core::k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
+use weft_core::k8s_openapi::api::core::v1::{ConfigMap, Pod, PodTemplateSpec, Secret, Service};
 use weft_core::k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use weft_core::k8s_openapi::jiff::Timestamp;
 use weft_core::kinds::{Key, Kind, Object};
@@ -19,6 +19,8 @@ pub(crate) struct Store {
     objects: BTreeMap<Key, Object>,
     /// What was last applied under a key, to tell `configured` from `unchanged`.
     pub(crate) applied: HashMap<Key, Value>,
+    /// Templates that StatefulSets have had, by uid and hash, as long as pods may have to be made from them again.
+    pub(crate) revisions: HashMap<(String, String), PodTemplateSpec>,
     dir: PathBuf,
     version: watch::Sender<u64>,
     /// Counts changes of what pods are configured by.
@@ -66,7 +68,14 @@ impl Store {
     pub(crate) fn new(dir: PathBuf) -> Self {
         let (version, _) = watch::channel(0);
         let (configuration, _) = watch::channel(0);
-        Self { objects: BTreeMap::new(), applied: HashMap::new(), dir, version, configuration }
+        Self {
+            objects: BTreeMap::new(),
+            applied: HashMap::new(),
+            revisions: HashMap::new(),
+            dir,
+            version,
+            configuration,
+        }
     }
 
     /// Follows the version.
@@ -74,13 +83,14 @@ impl Store {
         self.version.subscribe()
     }
 
-    /// Follows changes of what pods are configured by: ConfigMaps, Secrets, ServiceAccounts.
+    /// Follows changes of what pods are configured by: ConfigMaps, Secrets, ServiceAccounts, PersistentVolumeClaims.
     pub(crate) fn subscribe_configuration(&self) -> watch::Receiver<u64> {
         self.configuration.subscribe()
     }
 
     fn configured(&self, kind: Kind) {
-        if matches!(kind, Kind::ConfigMap | Kind::Secret | Kind::ServiceAccount) {
+        let configures = [Kind::ConfigMap, Kind::Secret, Kind::ServiceAccount, Kind::PersistentVolumeClaim];
+        if configures.contains(&kind) {
             self.configuration.send_modify(|v| *v += 1);
         }
     }

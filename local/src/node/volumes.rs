@@ -1,8 +1,10 @@
 //! Volumes of a pod: directories on the node's private tmpfs, filled from ConfigMaps, Secrets, the downward API and
 //! service-account tokens, and filled again when those change, in one step as Kubernetes does it (`..data` is a link).
+//! PersistentVolumeClaims are directories of the run directory, and live as long as the cluster.
 
 use super::Node;
 use super::env::{self, pod_field, resource_field};
+use super::store::Store;
 use crate::container::Bind;
 use k8s_openapi::api::core::v1::{Container, DownwardAPIVolumeFile, KeyToPath, Pod, Volume, VolumeProjection};
 use std::collections::BTreeMap;
@@ -12,6 +14,7 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
+use weft_core::kinds::{Key, Kind};
 use weft_core::token::Subject;
 
 /// Where Kubernetes puts a pod's default token.
@@ -34,6 +37,8 @@ pub(crate) struct Volumes {
     pub(crate) refresh_at: Option<Instant>,
     tokens: BTreeMap<(String, String), (String, Instant)>,
     fs_group: Option<u32>,
+    /// Directories of claims, by the volume's name.
+    claims: BTreeMap<String, PathBuf>,
 }
 
 /// Path in the volume, content, mode.
@@ -76,7 +81,15 @@ impl Volumes {
     pub(crate) fn new(dir: PathBuf, pod: &Pod) -> Self {
         let security = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
         let fs_group = security.and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok());
-        Self { dir, filled: BTreeMap::new(), generation: 0, refresh_at: None, tokens: BTreeMap::new(), fs_group }
+        Self {
+            dir,
+            filled: BTreeMap::new(),
+            generation: 0,
+            refresh_at: None,
+            tokens: BTreeMap::new(),
+            fs_group,
+            claims: BTreeMap::new(),
+        }
     }
 
     /// Makes and fills what is not yet as it should be. Called again when an object changes or a token gets old.
@@ -119,19 +132,17 @@ impl Volumes {
                 self.project(&mut files, node, pod, projection, mode)?;
             }
         } else if volume.empty_dir.is_some() {
-            let dir = self.dir.join(&volume.name);
-            if !dir.exists() {
-                let make = || {
-                    fs::create_dir_all(&dir)?;
-                    fs::set_permissions(&dir, fs::Permissions::from_mode(0o777))?;
-                    if let Some(group) = self.fs_group {
-                        chown(&dir, None, Some(group))?;
-                        fs::set_permissions(&dir, fs::Permissions::from_mode(0o2777))?;
-                    }
-                    io::Result::Ok(())
-                };
-                make().map_err(|e| format!("cannot make {}: {e}", dir.display()))?;
+            self.make_empty(&self.dir.join(&volume.name))?;
+            return Ok(None);
+        } else if let Some(source) = &volume.persistent_volume_claim {
+            let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+            let key = Key::new(Kind::PersistentVolumeClaim, namespace, &source.claim_name);
+            if node.store.borrow().get(&key).is_none() {
+                return Err(format!("persistentvolumeclaim {:?} not found", source.claim_name));
             }
+            let dir = claim_dir(&node.run_dir, &key);
+            self.make_empty(&dir)?;
+            self.claims.insert(volume.name.clone(), dir);
             return Ok(None);
         } else if let Some(source) = &volume.host_path {
             host_path(&source.path, source.type_.as_deref().unwrap_or_default())?;
@@ -140,6 +151,23 @@ impl Volumes {
             return Err("this kind of volume does not exist on one machine".into());
         }
         Ok(Some(files))
+    }
+
+    /// Makes a directory that every user may write to, unless it is there.
+    fn make_empty(&self, dir: &Path) -> Result<(), String> {
+        if dir.exists() {
+            return Ok(());
+        }
+        let make = || {
+            fs::create_dir_all(dir)?;
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o777))?;
+            if let Some(group) = self.fs_group {
+                chown(dir, None, Some(group))?;
+                fs::set_permissions(dir, fs::Permissions::from_mode(0o2777))?;
+            }
+            io::Result::Ok(())
+        };
+        make().map_err(|e| format!("cannot make {}: {e}", dir.display()))
     }
 
     fn project(
@@ -199,9 +227,10 @@ impl Volumes {
             let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_ref());
             let volume = volumes.and_then(|v| v.iter().find(|v| v.name == mount.name));
             let volume = volume.ok_or_else(|| format!("volumeMount {:?} names no volume of the pod", mount.name))?;
-            let mut source = match &volume.host_path {
-                Some(host) => PathBuf::from(&host.path),
-                None => self.dir.join(&volume.name),
+            let mut source = match (&volume.host_path, self.claims.get(&volume.name)) {
+                (Some(host), _) => PathBuf::from(&host.path),
+                (None, Some(claim)) => claim.clone(),
+                (None, None) => self.dir.join(&volume.name),
             };
             let sub_path = match (&mount.sub_path, &mount.sub_path_expr) {
                 (Some(path), _) => Some(path.clone()),
@@ -218,12 +247,43 @@ impl Volumes {
             }
             let target = PathBuf::from(&mount.mount_path);
             let target = if target.is_absolute() { target } else { Path::new("/").join(target) };
-            let filled = volume.empty_dir.is_none() && volume.host_path.is_none();
+            let claim = volume.persistent_volume_claim.as_ref();
+            let filled = volume.empty_dir.is_none() && volume.host_path.is_none() && claim.is_none();
+            let filled = filled || claim.and_then(|c| c.read_only) == Some(true);
             binds.push(Bind { source, target, read_only: mount.read_only == Some(true) || filled });
         }
         // Outer ones first, so that none hides another.
         binds.sort_by_key(|b| b.target.components().count());
         Ok(binds)
+    }
+}
+
+/// Where the files of a PersistentVolumeClaim are.
+fn claim_dir(run_dir: &Path, key: &Key) -> PathBuf {
+    run_dir.join("volumes").join(&key.namespace).join(&key.name)
+}
+
+/// Removes the files of claims that are gone and that no pod uses any more.
+pub(crate) fn remove_unclaimed(store: &Store, run_dir: &Path) {
+    let uses = |pod: &Pod, name: &str| {
+        let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+        volumes.filter_map(|v| v.persistent_volume_claim.as_ref()).any(|claim| claim.claim_name == name)
+    };
+    let entries = |dir: &Path| -> Vec<(String, PathBuf)> {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.filter_map(|e| Some((e.file_name().into_string().ok()?, e.path()))).collect()
+    };
+    for (namespace, dir) in entries(&run_dir.join("volumes")) {
+        for (name, dir) in entries(&dir) {
+            let claimed = store.get(&Key::new(Kind::PersistentVolumeClaim, &namespace, &name)).is_some();
+            let used = || store.pods().any(|(key, pod)| key.namespace == namespace && uses(pod, &name));
+            if !claimed
+                && !used()
+                && let Err(e) = fs::remove_dir_all(&dir)
+            {
+                tracing::warn!(path = %dir.display(), error = %e, "volume not removed");
+            }
+        }
     }
 }
 

@@ -5,7 +5,9 @@
 
 mod basics;
 mod cleanup;
+mod jobs;
 mod lifecycle;
+mod sets;
 mod support;
 mod workloads;
 
@@ -59,7 +61,13 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Every test starts a cluster of its own; more at a time would only wait for each other.
     arguments.test_threads = arguments.test_threads.or(Some(2));
-    let tests = basics::TESTS.iter().chain(workloads::TESTS).chain(lifecycle::TESTS).chain(cleanup::TESTS);
+    let tests = basics::TESTS
+        .iter()
+        .chain(workloads::TESTS)
+        .chain(jobs::TESTS)
+        .chain(sets::TESTS)
+        .chain(lifecycle::TESTS)
+        .chain(cleanup::TESTS);
     let trials = tests.map(|(name, test)| {
         Trial::test(*name, move || {
             test();

@@ -1,39 +1,15 @@
-//! Deployments and ReplicaSets: which pods there should be, and in which order old ones are replaced by new ones.
+//! Deployments: in which order pods of an old template are replaced by those of a new one.
 
-use super::apply::{complete, delete_object, is_ending};
-use super::endpoints::is_ready;
-use super::store::{Store, controller_of, owner_reference};
-use k8s_openapi::api::apps::v1::{
-    Deployment, DeploymentCondition, DeploymentStatus, ReplicaSet, ReplicaSetSpec, ReplicaSetStatus,
-};
-use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
+use super::super::endpoints::is_ready;
+use super::super::store::{Store, controller_of, owner_reference};
+use super::{Round, count, pods_of, scaled, template_hash};
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition, DeploymentStatus, ReplicaSet, ReplicaSetSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use std::collections::BTreeMap;
 use weft_core::kinds::{Key, Kind, Object};
 
 /// Label that tells the pods of one template from those of another.
 const HASH_LABEL: &str = "pod-template-hash";
-/// Letters of generated names: none that makes words, none that is mistaken for another.
-const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-
-/// Random letters for the end of a name.
-pub(crate) fn random_suffix(length: usize) -> String {
-    (0..length).filter_map(|_| fastrand::choice(LETTERS)).map(|b| char::from(*b)).collect()
-}
-
-/// The hash of a pod template, as letters.
-pub(crate) fn template_hash(template: &PodTemplateSpec) -> String {
-    let text = serde_json::to_vec(template).unwrap_or_default();
-    let mut hash = super::fnv(&text);
-    let mut letters = String::new();
-    for _ in 0..9 {
-        let index = usize::try_from(hash % LETTERS.len() as u64).unwrap_or(0);
-        letters.extend(LETTERS.get(index).map(|b| char::from(*b)));
-        hash /= LETTERS.len() as u64;
-    }
-    letters
-}
 
 /// How many pods more and fewer than wanted there may be while replacing: 25 % each unless the deployment says otherwise.
 fn allowances(deployment: &Deployment, replicas: i32) -> (i32, i32) {
@@ -42,20 +18,9 @@ fn allowances(deployment: &Deployment, replicas: i32) -> (i32, i32) {
         return (0, replicas);
     }
     let rolling = strategy.and_then(|s| s.rolling_update.as_ref());
-    let part = |value: Option<&IntOrString>, up: bool| -> i32 {
-        let percent = |p: i32| {
-            let exact = i64::from(replicas) * i64::from(p);
-            let whole = if up { (exact + 99) / 100 } else { exact / 100 };
-            i32::try_from(whole).unwrap_or(i32::MAX)
-        };
-        match value {
-            None => percent(25),
-            Some(IntOrString::Int(number)) => *number,
-            Some(IntOrString::String(text)) => match text.strip_suffix('%') {
-                Some(number) => percent(number.parse().unwrap_or(25)),
-                None => text.parse().unwrap_or(1),
-            },
-        }
+    let quarter = IntOrString::String("25%".into());
+    let part = |value: Option<&IntOrString>, up: bool| {
+        scaled(value, replicas, up).or_else(|| scaled(Some(&quarter), replicas, up)).unwrap_or(0)
     };
     let surge = part(rolling.and_then(|r| r.max_surge.as_ref()), true).max(0);
     let unavailable = part(rolling.and_then(|r| r.max_unavailable.as_ref()), false).max(0);
@@ -63,27 +28,12 @@ fn allowances(deployment: &Deployment, replicas: i32) -> (i32, i32) {
     if surge == 0 && unavailable == 0 { (0, 1) } else { (surge, unavailable) }
 }
 
-/// The pods of a ReplicaSet that are not ending.
-fn pods_of(store: &Store, namespace: &str, uid: Option<&str>) -> Vec<(Key, Pod)> {
-    let own = store.pods().filter(|(key, pod)| {
-        key.namespace == namespace
-            && pod.metadata.deletion_timestamp.is_none()
-            && controller_of(&pod.metadata).map(|o| o.uid.as_str()) == uid
-    });
-    own.map(|(key, pod)| (key.clone(), pod.clone())).collect()
-}
-
 /// Brings ReplicaSets in line with their deployments, and reports the deployments' status.
-pub(crate) fn reconcile_deployments(store: &mut Store) {
-    let deployments: Vec<Deployment> = store
-        .list(Kind::Deployment, None)
-        .filter_map(|(_, object)| match object {
-            Object::Deployment(deployment) if !is_ending(object) => Some((**deployment).clone()),
-            _ => None,
-        })
-        .collect();
-    for deployment in deployments {
-        reconcile_deployment(store, &deployment);
+pub(super) fn reconcile(round: &mut Round<'_>) {
+    for (_, object) in round.all(Kind::Deployment) {
+        if let Object::Deployment(deployment) = object {
+            reconcile_one(round, &deployment);
+        }
     }
 }
 
@@ -92,6 +42,8 @@ struct Set {
     set: ReplicaSet,
     pods: i32,
     ready: i32,
+    /// Ready for as long as the deployment asks for.
+    available: i32,
 }
 
 impl Set {
@@ -100,33 +52,44 @@ impl Set {
     }
 }
 
-fn sets_of(store: &Store, namespace: &str, uid: Option<&str>) -> Vec<Set> {
-    let own = store.list(Kind::ReplicaSet, Some(namespace)).filter_map(|(key, object)| match object {
+fn sets_of(round: &mut Round<'_>, deployment: &Deployment) -> Vec<Set> {
+    let uid = deployment.metadata.uid.as_deref();
+    let namespace = deployment.metadata.namespace.as_deref();
+    let own = round.store.list(Kind::ReplicaSet, namespace).filter_map(|(key, object)| match object {
         Object::ReplicaSet(set) if controller_of(&set.metadata).map(|o| o.uid.as_str()) == uid => {
-            let pods = pods_of(store, namespace, set.metadata.uid.as_deref());
-            let ready = pods.iter().filter(|(_, pod)| is_ready(pod)).count();
-            let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
-            Some(Set { key: key.clone(), set: (**set).clone(), pods: count(pods.len()), ready: count(ready) })
+            Some((key.clone(), (**set).clone()))
         }
         _ => None,
     });
-    own.collect()
+    let own: Vec<(Key, ReplicaSet)> = own.collect();
+    own.into_iter()
+        .map(|(key, set)| {
+            let pods = pods_of(round.store, &set.metadata);
+            let ready = pods.iter().filter(|(_, pod)| is_ready(pod)).count();
+            let min_ready = deployment.spec.min_ready_seconds;
+            let available = pods.iter().filter(|(_, pod)| round.is_available(pod, min_ready)).count();
+            Set { key, set, pods: count(pods.len()), ready: count(ready), available: count(available) }
+        })
+        .collect()
 }
 
-fn reconcile_deployment(store: &mut Store, deployment: &Deployment) {
+fn reconcile_one(round: &mut Round<'_>, deployment: &Deployment) {
     let namespace = deployment.metadata.namespace.clone().unwrap_or_default();
     let name = deployment.metadata.name.clone().unwrap_or_default();
-    let uid = deployment.metadata.uid.clone();
     let wanted = deployment.spec.replicas.unwrap_or(1).max(0);
     let hash = template_hash(&deployment.spec.template);
     let new_key = Key::new(Kind::ReplicaSet, &namespace, &format!("{name}-{hash}"));
-    let mut sets = sets_of(store, &namespace, uid.as_deref());
+    let mut sets = sets_of(round, deployment);
+    if deployment.spec.paused == Some(true) {
+        return report_paused(round.store, deployment, &sets, &new_key, wanted);
+    }
     if !sets.iter().any(|s| s.key == new_key) {
         // The first one starts in full; a later one grows as old ones shrink.
         let initial = if sets.is_empty() { wanted } else { 0 };
-        store.put(new_set(deployment, &new_key, &hash, initial));
-        sets = sets_of(store, &namespace, uid.as_deref());
+        round.store.put(new_set(deployment, &new_key, &hash, initial));
+        sets = sets_of(round, deployment);
     }
+    let store = &mut *round.store;
     let (surge, unavailable) = allowances(deployment, wanted);
     let (new, old): (Vec<Set>, Vec<Set>) = sets.into_iter().partition(|s| s.key == new_key);
     let Some(new) = new.into_iter().next() else { return };
@@ -145,11 +108,11 @@ fn reconcile_deployment(store: &mut Store, deployment: &Deployment) {
     } else {
         target = target.max((wanted + surge - old_pods).clamp(0, wanted)).min(wanted);
     }
-    scale(store, &new.key, target);
+    scale(store, &new.key, target, deployment.spec.min_ready_seconds);
     // Old ones may shrink by as many pods as there are available beyond the least that must be. Pods of theirs that are
     // not ready go first; they serve nobody.
-    let total_ready = new.ready + old.iter().map(|s| s.ready).sum::<i32>();
-    let mut spare = (total_ready - (wanted - unavailable).max(0)).max(0);
+    let total_available = new.available + old.iter().map(|s| s.available).sum::<i32>();
+    let mut spare = (total_available - (wanted - unavailable).max(0)).max(0);
     for set in &old {
         let replicas = set.replicas();
         let unready = (set.pods.max(replicas) - set.ready).max(0);
@@ -157,19 +120,21 @@ fn reconcile_deployment(store: &mut Store, deployment: &Deployment) {
         let drop_ready = if recreate { 0 } else { spare.min((replicas - drop_unready).max(0)).min(set.ready) };
         spare -= drop_ready;
         let left = (replicas - drop_unready - drop_ready).max(0);
-        scale(store, &set.key, left);
+        scale(store, &set.key, left, deployment.spec.min_ready_seconds);
         // There is no command to roll back, so an old set has no further use.
         if left == 0 && set.pods == 0 {
             store.remove(&set.key);
         }
     }
-    report_deployment(store, deployment, &new, &old, wanted);
+    let sets: Vec<Set> = old.into_iter().chain([new]).collect();
+    report(store, deployment, &sets, &new_key, wanted);
 }
 
-fn scale(store: &mut Store, key: &Key, replicas: i32) {
+fn scale(store: &mut Store, key: &Key, replicas: i32, min_ready_seconds: Option<i32>) {
     store.update(key, |object| {
         if let Object::ReplicaSet(set) = object {
             set.spec.replicas = Some(replicas);
+            set.spec.min_ready_seconds = min_ready_seconds;
         }
     });
 }
@@ -200,10 +165,21 @@ fn new_set(deployment: &Deployment, key: &Key, hash: &str, replicas: i32) -> Obj
     })
 }
 
-fn report_deployment(store: &mut Store, deployment: &Deployment, new: &Set, old: &[Set], wanted: i32) {
-    let pods = new.pods + old.iter().map(|s| s.pods).sum::<i32>();
-    let ready = new.ready + old.iter().map(|s| s.ready).sum::<i32>();
-    let complete = new.pods == wanted && new.ready == wanted && pods == wanted;
+/// While a deployment is paused nothing is replaced; the number of pods of what runs may change.
+fn report_paused(store: &mut Store, deployment: &Deployment, sets: &[Set], new_key: &Key, wanted: i32) {
+    let newest = sets.iter().find(|s| s.key == *new_key).or_else(|| sets.iter().max_by_key(|s| s.replicas()));
+    if let Some(newest) = newest {
+        let others: i32 = sets.iter().filter(|s| s.key != newest.key).map(Set::replicas).sum();
+        scale(store, &newest.key, (wanted - others).max(0), deployment.spec.min_ready_seconds);
+    }
+    report(store, deployment, sets, new_key, wanted);
+}
+
+fn report(store: &mut Store, deployment: &Deployment, sets: &[Set], new_key: &Key, wanted: i32) {
+    let sum = |what: fn(&Set) -> i32| sets.iter().map(what).sum::<i32>();
+    let (pods, ready, ready_long) = (sum(|s| s.pods), sum(|s| s.ready), sum(|s| s.available));
+    let new = sets.iter().find(|s| s.key == *new_key);
+    let complete = pods == wanted && new.is_some_and(|new| new.pods == wanted && new.available == wanted);
     let (_, unavailable) = allowances(deployment, wanted);
     let condition = |type_: &str, holds: bool, reason: &str| DeploymentCondition {
         type_: Some(type_.into()),
@@ -211,22 +187,25 @@ fn report_deployment(store: &mut Store, deployment: &Deployment, new: &Set, old:
         reason: Some(reason.into()),
         ..Default::default()
     };
-    let available = ready >= (wanted - unavailable).max(0);
+    let available = ready_long >= (wanted - unavailable).max(0);
+    let available = condition(
+        "Available",
+        available,
+        if available { "MinimumReplicasAvailable" } else { "MinimumReplicasUnavailable" },
+    );
+    let progressing = if deployment.spec.paused == Some(true) {
+        DeploymentCondition { status: Some("Unknown".into()), ..condition("Progressing", false, "DeploymentPaused") }
+    } else {
+        condition("Progressing", true, if complete { "NewReplicaSetAvailable" } else { "ReplicaSetUpdated" })
+    };
     let status = DeploymentStatus {
-        available_replicas: Some(ready),
-        conditions: Some(vec![
-            condition(
-                "Available",
-                available,
-                if available { "MinimumReplicasAvailable" } else { "MinimumReplicasUnavailable" },
-            ),
-            condition("Progressing", true, if complete { "NewReplicaSetAvailable" } else { "ReplicaSetUpdated" }),
-        ]),
+        available_replicas: Some(ready_long),
+        conditions: Some(vec![available, progressing]),
         observed_generation: deployment.metadata.generation,
         ready_replicas: Some(ready),
         replicas: Some(pods),
-        unavailable_replicas: Some((wanted - ready).max(0)),
-        updated_replicas: Some(new.pods),
+        unavailable_replicas: Some((wanted - ready_long).max(0)),
+        updated_replicas: Some(new.map_or(0, |new| new.pods)),
         ..Default::default()
     };
     store.update(&Object::from(deployment.clone()).key(""), |object| {
@@ -236,87 +215,10 @@ fn report_deployment(store: &mut Store, deployment: &Deployment, new: &Set, old:
     });
 }
 
-/// Makes and deletes pods until every ReplicaSet has as many as it should. `admit` turns a template into a pod, or says
-/// why it cannot yet.
-pub(crate) fn reconcile_sets(store: &mut Store, admit: impl Fn(&Store, Pod) -> Result<Pod, String>) -> Vec<String> {
-    let mut refused = Vec::new();
-    let sets: Vec<(Key, ReplicaSet)> = store
-        .list(Kind::ReplicaSet, None)
-        .filter_map(|(key, object)| match object {
-            Object::ReplicaSet(set) if !is_ending(object) => Some((key.clone(), (**set).clone())),
-            _ => None,
-        })
-        .collect();
-    for (key, set) in sets {
-        let mut pods = pods_of(store, &key.namespace, set.metadata.uid.as_deref());
-        // A pod that has failed for good is replaced.
-        pods.retain(|(_, p)| {
-            !matches!(p.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Failed" | "Succeeded"))
-        });
-        let wanted = usize::try_from(set.spec.replicas.unwrap_or(1)).unwrap_or(0);
-        if pods.len() > wanted {
-            // Those that are not ready go first, then the youngest.
-            pods.sort_by_key(|(_, pod)| {
-                (is_ready(pod), std::cmp::Reverse(pod.metadata.creation_timestamp.as_ref().map(|t| t.0)))
-            });
-            let surplus = pods.len() - wanted;
-            for (pod, _) in pods.drain(..surplus) {
-                delete_object(store, &pod);
-            }
-        }
-        for _ in pods.len()..wanted {
-            let Some(template) = &set.spec.template else { break };
-            match admit(store, pod_from(template, &key, &set)) {
-                Ok(pod) => store.put(Object::from(pod)),
-                Err(why) => {
-                    refused.push(format!("replicaset/{} in {}: {why}", key.name, key.namespace));
-                    break;
-                }
-            }
-        }
-        let pods = pods_of(store, &key.namespace, set.metadata.uid.as_deref());
-        let ready = i32::try_from(pods.iter().filter(|(_, p)| is_ready(p)).count()).unwrap_or(i32::MAX);
-        store.update(&key, |object| {
-            if let Object::ReplicaSet(set) = object {
-                set.status = Some(ReplicaSetStatus {
-                    available_replicas: Some(ready),
-                    ready_replicas: Some(ready),
-                    replicas: i32::try_from(pods.len()).unwrap_or(i32::MAX),
-                    observed_generation: set.metadata.generation,
-                    ..Default::default()
-                });
-            }
-        });
-    }
-    refused
-}
-
-fn pod_from(template: &PodTemplateSpec, key: &Key, set: &ReplicaSet) -> Pod {
-    let written = template.metadata.clone().unwrap_or_default();
-    let labels: Option<BTreeMap<String, String>> = written.labels;
-    let mut object = Object::from(Pod {
-        metadata: ObjectMeta {
-            name: Some(format!("{}-{}", key.name, random_suffix(5))),
-            generate_name: Some(format!("{}-", key.name)),
-            namespace: Some(key.namespace.clone()),
-            labels,
-            annotations: written.annotations,
-            owner_references: Some(vec![owner_reference(&Object::from(set.clone()))]),
-            ..Default::default()
-        },
-        spec: template.spec.clone(),
-        status: None,
-    });
-    complete(&mut object);
-    match object {
-        Object::Pod(pod) => *pod,
-        _ => Pod::default(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::store::now;
     use serde_json::json;
 
     fn deployment(replicas: i32, command: &str) -> Object {
@@ -333,8 +235,8 @@ mod tests {
     fn settle(store: &mut Store) {
         for _ in 0..50 {
             let version = store.version();
-            reconcile_deployments(store);
-            assert!(reconcile_sets(store, |_, pod| Ok(pod)).is_empty());
+            let outcome = super::super::reconcile(store, now().0, &|_, pod| Ok(pod));
+            assert!(outcome.refused.is_empty());
             if store.version() == version {
                 return;
             }
