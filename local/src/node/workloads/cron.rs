@@ -131,7 +131,7 @@ impl Schedule {
         let mut date = TimeZone::UTC.to_datetime(until).date();
         while date >= first {
             if self.is_day(date) {
-                let found = self.times(date).filter(|at| *at > after && *at <= until).last();
+                let found = self.times(date).rfind(|at| *at > after && *at <= until);
                 if found.is_some() {
                     return found;
                 }
