@@ -11,6 +11,10 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 
 use crate::{DEADLINE, Process, wait_for};
@@ -268,6 +272,17 @@ impl Drop for Cluster {
 /// A child that is killed when dropped.
 #[derive(Debug)]
 pub struct Foreground(pub Child);
+
+impl Foreground {
+    /// Sends what Ctrl-C does.
+    ///
+    /// # Errors
+    ///
+    /// When it has ended.
+    pub fn interrupt(&self) -> anyhow::Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.0.id())?), Signal::SIGINT)?)
+    }
+}
 
 impl Drop for Foreground {
     fn drop(&mut self) {

@@ -4,18 +4,22 @@
 //! Nothing here measures time. Tests wait for conditions, with a deadline that only a broken mesh reaches.
 
 mod cluster;
+mod demo;
 mod packets;
 mod processes;
 mod report;
 mod samples;
 mod traffic;
+mod user;
 
 pub use cluster::{Cluster, Foreground, Ran, binaries, manifest, run, weft};
+pub use demo::demo;
 pub use packets::{Capture, Packet};
 pub use processes::{Process, Usage};
 pub use report::{Account, REPORT_PORT, Report};
 pub use samples::{Sample, Samples};
 pub use traffic::{CLIENT, NAMESPACE, Traffic};
+pub use user::{Stage, User};
 
 use std::time::{Duration, Instant};
 

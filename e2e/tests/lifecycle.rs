@@ -1,28 +1,20 @@
 //! Beginnings and ends of clusters: in the foreground, after a crash, twice, and as the demo.
 
 use std::{
-    fs::{self, File},
+    fs,
     os::unix::process::CommandExt,
-    process::{Command, Stdio},
+    process::Stdio,
     sync::{Mutex, PoisonError},
 };
 
 use anyhow::{Context, ensure};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use weft_e2e::{Cluster, Foreground, binaries, manifest, run, wait_for};
+use weft_e2e::{Cluster, Foreground, demo, manifest, run, wait_for};
 
 /// One cluster at a time: the machine may be small.
 static TURN: Mutex<()> = Mutex::new(());
 
 fn unmeshed() -> [std::ffi::OsString; 2] {
     ["-f".into(), manifest("e2e/manifests/unmeshed.yml").into()]
-}
-
-fn interrupt(child: &Foreground) -> anyhow::Result<()> {
-    Ok(kill(Pid::from_raw(i32::try_from(child.0.id())?), Signal::SIGINT)?)
 }
 
 #[test]
@@ -36,7 +28,7 @@ fn ctrl_c_leaves_nothing() -> anyhow::Result<()> {
         ensure!(up.0.try_wait()?.is_none(), "weft up ended");
         cluster.exec("plain", "client", &["true"])?.success()
     })?;
-    interrupt(&up)?;
+    up.interrupt()?;
     let status = wait_for("weft up ends", || up.0.try_wait()?.context("it still runs"))?;
     ensure!(status.success(), "weft up: {status}");
     cluster.nothing_is_left()
@@ -82,30 +74,6 @@ fn a_wrong_manifest_starts_nothing() -> anyhow::Result<()> {
 fn the_demo_shows_traffic_and_ctrl_c_leaves_nothing() -> anyhow::Result<()> {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let cluster = Cluster::down()?;
-    let directory = tempfile::tempdir()?;
-    let said = directory.path().join("said");
-    let output = File::create(&said)?;
-    let mut demo = Command::new(manifest("scripts/demo.sh"));
-    demo.arg(binaries()).env("WEFT_RUN_DIR", cluster.run_dir()).current_dir(manifest("")).process_group(0);
-    demo.stdin(Stdio::null()).stderr(output.try_clone()?).stdout(output);
-    let mut demo = Foreground(demo.spawn()?);
-    let url = wait_for("the demo shows its address", || {
-        let said = fs::read_to_string(&said)?;
-        ensure!(demo.0.try_wait()?.is_none(), "the demo ended:\n{said}");
-        let line = said.lines().find_map(|line| line.strip_prefix("The application:"));
-        Ok(line.with_context(|| format!("it says:\n{said}"))?.trim().to_owned())
-    })?;
-    let said_so_far = fs::read_to_string(&said)?;
-    for workload in ["emoji", "voting", "web", "vote-bot"] {
-        let row = said_so_far.lines().rev().find(|line| line.split_whitespace().next() == Some(workload));
-        let row = row.with_context(|| format!("no row of {workload}:\n{said_so_far}"))?;
-        ensure!(row.split_whitespace().nth(1) == Some("1/1"), "{row}");
-    }
-    // From the machine itself, on the published port.
-    let page = run(Command::new("curl").args(["-sS", "-f", "-m", "20", &url]))?.success()?;
-    ensure!(page.contains("<title>Emojivoto on weft</title>"), "{page}");
-    interrupt(&demo)?;
-    let status = wait_for("the demo ends", || demo.0.try_wait()?.context("it still runs"))?;
-    ensure!(status.success(), "the demo: {status}\n{}", fs::read_to_string(&said)?);
+    demo(&cluster, &manifest(""), || Ok(()))?;
     cluster.nothing_is_left()
 }

@@ -9,12 +9,12 @@ use crate::node::{Config, Hello};
 use crate::proto::{self, frame};
 use crate::rundir::{Lock, RunDir};
 use crate::system::{self, SELF, role};
-use crate::{Error, dns_forward};
+use crate::{Error, dns_forward, ids, launch};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{ChildStdout, Command, ExitCode, Stdio};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -102,7 +102,7 @@ impl Host {
     }
 }
 
-/// Starts the node in namespaces of its own; a thread waits for its end, because the node is tied to the thread that
+/// Starts the node by way of the launch role; a thread waits for its end, because the launcher is tied to the thread that
 /// started it.
 async fn start_node(run: &RunDir, config: &Config) -> Result<(std::process::ChildStdin, watch::Receiver<bool>), Error> {
     let (started, start) = oneshot::channel();
@@ -112,44 +112,57 @@ async fn start_node(run: &RunDir, config: &Config) -> Result<(std::process::Chil
     std::thread::Builder::new()
         .name("node".into())
         .spawn(move || {
-            let spawn = || {
-                system::enter_new_namespaces(system::all_namespaces())?;
-                let mut command = Command::new(SELF);
-                command.arg(role::NODE).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
-                command.spawn()
-            };
-            let mut child = match spawn() {
+            let mut command = Command::new(SELF);
+            command.arg(role::LAUNCH).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
+            let mut child = match command.spawn() {
                 Ok(child) => child,
                 Err(e) => {
                     let _ = started.send(Err(e));
                     return;
                 }
             };
-            let pipes = child.stdin.take().zip(child.stdout.take());
+            let pipes = child.stdin.take().zip(child.stdout.take()).map(|(stdin, stdout)| (child.id(), stdin, stdout));
             // The receivers are only gone when this process is about to be.
             let _ = started.send(pipes.ok_or_else(|| std::io::Error::other("no pipes")));
             let _ = child.wait();
             ended.send_replace(true);
         })
         .context("cannot start a thread")?;
-    let rootless = "the one-machine cluster needs root, or a kernel that lets you make namespaces";
-    let (mut stdin, stdout) = start.await.context("cannot start the node")?.map_err(|e| {
-        let hint = if e.kind() == std::io::ErrorKind::PermissionDenied { rootless } else { "cannot start the node" };
-        Error::new(format!("{hint}: {e}"))
-    })?;
+    let (pid, mut stdin, stdout) = start.await.context("cannot start the node")?.context("cannot start the node")?;
+    let mut stdout = BufReader::new(stdout);
+    let mut hello;
+    if launch::needs_user_namespace() {
+        (hello, stdout) = hear(stdout).await?;
+        match hello {
+            Hello::Unmapped => {
+                ids::give(pid)?;
+                stdin.write_all(b"\n").context("the launcher ended at once")?;
+            }
+            Hello::Failed(why) => return Err(Error::new(why)),
+            Hello::Ready => return Err(Error::new("the launcher made no user namespace")),
+        }
+    }
     let mut line = serde_json::to_vec(config).context("cannot write the configuration")?;
     line.push(b'\n');
-    stdin.write_all(&line).context("the node ended at once")?;
-    let hello = tokio::task::spawn_blocking(move || {
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line).map(|_| line)
-    });
-    let line = hello.await.context("cannot hear the node")?.context("cannot hear the node")?;
-    match serde_json::from_str(&line) {
-        Ok(Hello::Ready) => Ok((stdin, end)),
-        Ok(Hello::Failed(why)) => Err(Error::new(format!("the node cannot start: {why}"))),
-        Err(_) => Err(Error::new("the node ended before it was ready")),
+    // When the launcher has ended it has said why.
+    let told = stdin.write_all(&line);
+    (hello, _) = hear(stdout).await?;
+    match hello {
+        Hello::Ready => told.map(|()| (stdin, end)).context("the node ended at once"),
+        Hello::Failed(why) => Err(Error::new(format!("the node cannot start: {why}"))),
+        Hello::Unmapped => Err(Error::new("the launcher made a user namespace for root")),
     }
+}
+
+/// The next thing that launcher or node say.
+async fn hear(mut from: BufReader<ChildStdout>) -> Result<(Hello, BufReader<ChildStdout>), Error> {
+    let heard = tokio::task::spawn_blocking(move || {
+        let mut line = String::new();
+        from.read_line(&mut line).map(|_| (line, from))
+    });
+    let (line, from) = heard.await.context("cannot hear the node")?.context("cannot hear the node")?;
+    let hello = serde_json::from_str(&line).map_err(|_| Error::new("the node ended before it was ready"))?;
+    Ok((hello, from))
 }
 
 async fn serve_published(listener: TcpListener, publish: Publish, client: Client) {
@@ -223,20 +236,13 @@ pub(crate) async fn start_detached(plan: &Plan) -> Result<(), Error> {
     match serde_json::from_str(&line) {
         Ok(Hello::Ready) => Ok(()),
         Ok(Hello::Failed(why)) => Err(Error::new(why)),
-        Err(_) => Err(Error::new("the background process ended before the cluster was ready")),
+        Ok(Hello::Unmapped) | Err(_) => Err(Error::new("the background process ended before the cluster was ready")),
     }
 }
 
 /// Runs the role of the background process.
 pub(crate) fn main() -> ExitCode {
     system::set_process_name(c"weft-up");
-    let hello = |hello: Hello| {
-        let mut out = std::io::stdout().lock();
-        // Whoever started us has gone when this fails.
-        let _ =
-            serde_json::to_writer(&mut out, &hello).map_err(std::io::Error::from).and_then(|()| out.write_all(b"\n"));
-        let _ = out.flush();
-    };
     let run = || -> Result<(), Error> {
         // The terminal of `weft up --detach` is not ours.
         nix::unistd::setsid().context("cannot make a session")?;
@@ -246,7 +252,7 @@ pub(crate) fn main() -> ExitCode {
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;
         runtime.block_on(async {
             let mut host = Host::start(&plan).await?;
-            hello(Hello::Ready);
+            Hello::Ready.say();
             // Nobody reads what we print any more.
             let null = File::options().read(true).write(true).open("/dev/null").context("/dev/null")?;
             nix::unistd::dup2_stdout(&null).context("standard output")?;
@@ -263,7 +269,7 @@ pub(crate) fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            hello(Hello::Failed(e.to_string()));
+            Hello::Failed(e.to_string()).say();
             ExitCode::FAILURE
         }
     }

@@ -7,8 +7,9 @@
 //!   itself (`/proc/self/exe`) for the node, the pods and the containers.
 //! - [`client::Client`] is how other commands reach the running cluster.
 //!
-//! Processes: `weft up` (or its background process) starts the node in new network, mount, PID, UTS and IPC namespaces
-//! and holds its lifeline; the node starts one holder a pod, in namespaces nested in its own; the holder starts the
+//! Processes: `weft up` (or its background process) starts a launcher, which makes network, mount, PID, UTS and IPC
+//! namespaces, for an ordinary user in a user namespace, and starts the node in them; `weft up` holds the node's lifeline.
+//! The node starts one holder a pod, in namespaces nested in its own; the holder starts the
 //! containers. No namespace has a name and nothing is mounted outside them, so when the node ends, for whatever reason,
 //! the kernel removes everything. Pods have no way out to the host's network: none is needed, and nothing of the host is
 //! changed. Containers are no security boundary: they see the machine's files, read-only in effect.
@@ -19,8 +20,11 @@ mod commands;
 mod container;
 mod dns_forward;
 mod error;
+mod files;
 mod follow;
 mod host;
+mod ids;
+mod launch;
 mod manifests;
 mod node;
 mod pod;
@@ -34,11 +38,12 @@ pub use error::Error;
 
 use std::process::ExitCode;
 
-/// Runs one of the hidden roles (node, pod, container, host) when the command line asks for it, and answers its exit
+/// Runs one of the hidden roles (launcher, node, pod, container, host) when the command line asks for it, and answers its exit
 /// code; `None` for every ordinary command line. Call it first in `main`, before any thread or runtime exists.
 pub fn internal() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     match arguments.next()?.to_str()? {
+        system::role::LAUNCH => Some(launch::main()),
         system::role::NODE => Some(node::main()),
         system::role::POD => Some(pod::main(arguments.next().as_deref())),
         system::role::CONTAINER => Some(container::main(arguments.next().as_deref())),

@@ -4,6 +4,7 @@
 //! pod's network), reaps everything that ends in the pod, and reports on standard output, one JSON object a line. It
 //! decides nothing. When the node goes, its standard input ends and so does it; the kernel then ends the whole pod.
 
+use crate::ids::Ids;
 use crate::system::{self, SELF, role};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -20,6 +21,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
+/// The last group that may be allowed to ping.
+const LAST_GROUP: u32 = 2_147_483_647;
 /// Longest output of a program that is kept, in octets.
 const OUTPUT_LIMIT: usize = 64 << 10;
 
@@ -106,7 +109,8 @@ fn serve(hostname: &OsStr) -> io::Result<()> {
     nix::unistd::sethostname(hostname)?;
     // As container runtimes have it: any user may bind any port and ping. IPv6 stays on loopback: the cluster has none.
     system::sysctl("net/ipv4/ip_unprivileged_port_start", "0");
-    system::sysctl("net/ipv4/ping_group_range", "0 2147483647");
+    let last_group = Ids::here().groups.saturating_sub(1).min(LAST_GROUP);
+    system::sysctl("net/ipv4/ping_group_range", &format!("0 {last_group}"));
     system::sysctl("net/ipv6/conf/default/disable_ipv6", "1");
 
     let stdin = io::stdin();

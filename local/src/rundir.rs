@@ -35,10 +35,11 @@ pub struct Lock {
 }
 
 impl RunDir {
-    /// From `WEFT_RUN_DIR`; else `/run/weft` for root and `$XDG_RUNTIME_DIR/weft` for others.
+    /// From `WEFT_RUN_DIR`; else `/run/weft` for root and `$XDG_RUNTIME_DIR/weft` for others, or `/tmp/weft-UID` when that
+    /// is not set.
     ///
     /// # Errors
-    /// When none of them is set, or the path is too long for a socket in it.
+    /// When the path is too long for a socket in it, or somebody else could put things there.
     pub fn from_env() -> Result<Self, Error> {
         if let Some(path) = std::env::var_os(ENV).filter(|p| !p.is_empty()) {
             return Self::at(Path::new(&path));
@@ -46,9 +47,28 @@ impl RunDir {
         if nix::unistd::geteuid().is_root() {
             return Self::at(Path::new("/run/weft"));
         }
-        match std::env::var_os("XDG_RUNTIME_DIR").filter(|p| !p.is_empty()) {
-            Some(base) => Self::at(&Path::new(&base).join("weft")),
-            None => Err(Error::new(format!("neither {ENV} nor XDG_RUNTIME_DIR is set, so there is no run directory"))),
+        if let Some(base) = std::env::var_os("XDG_RUNTIME_DIR").filter(|p| !p.is_empty()) {
+            return Self::at(&Path::new(&base).join("weft"));
+        }
+        let run = Self::at(Path::new(&format!("/tmp/weft-{}", nix::unistd::geteuid())))?;
+        // Everybody can make it, and a cluster in it that only looks like ours.
+        run.belongs_to_us()?;
+        Ok(run)
+    }
+
+    /// Refuses a directory in which others could put something, or look. One that does not exist is fine.
+    fn belongs_to_us(&self) -> Result<(), Error> {
+        let shown = self.path.display();
+        match fs::symlink_metadata(&self.path) {
+            Err(_) => Ok(()),
+            Ok(found) if !found.is_dir() => Err(Error::new(format!("the run directory {shown} is no directory"))),
+            Ok(found) if found.uid() != nix::unistd::geteuid().as_raw() => {
+                Err(Error::new(format!("the run directory {shown} belongs to another user; set {ENV} to one of yours")))
+            }
+            Ok(found) if found.mode() & 0o077 != 0 => Err(Error::new(format!(
+                "others may enter the run directory {shown}: `chmod 700 {shown}`, or set {ENV} to another one"
+            ))),
+            Ok(_) => Ok(()),
         }
     }
 
@@ -99,6 +119,7 @@ impl RunDir {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
         builder.create(&self.path).context(format!("cannot make the run directory {shown}"))?;
+        self.belongs_to_us()?;
         let Some(lock) = self.try_lock()? else {
             return Err(Error::new(format!(
                 "a cluster already runs with the run directory {shown}; stop it with `weft down`, or set {ENV}"
@@ -248,6 +269,31 @@ mod tests {
         run.remove(lock).unwrap();
         assert!(temporary.path().join("mine").exists());
         assert!(!temporary.path().join("objects").exists());
+    }
+
+    #[test]
+    fn a_directory_of_others_is_refused() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join("run");
+        fs::create_dir(&path).unwrap();
+        for mode in [0o777, 0o755, 0o710] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let refused = RunDir::at(&path).unwrap().lock().err().unwrap();
+            assert!(refused.to_string().contains("chmod 700"), "{refused}");
+            assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+        let link = temporary.path().join("link");
+        symlink(&path, &link).unwrap();
+        assert!(RunDir::at(&link).unwrap().lock().is_err(), "a link may lead anywhere");
+        drop(RunDir::at(&path).unwrap().lock().unwrap());
+        // As root there are users to take for others.
+        if nix::unistd::geteuid().is_root() {
+            std::os::unix::fs::chown(&path, Some(7), None).unwrap();
+            let refused = RunDir::at(&path).unwrap().lock().err().unwrap();
+            assert!(refused.to_string().contains("belongs to another user"), "{refused}");
+        }
     }
 
     #[test]

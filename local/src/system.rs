@@ -2,12 +2,16 @@
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::statvfs::{FsFlags, statvfs};
+use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Command-line words of the hidden roles; see [`crate::internal`].
 pub(crate) mod role {
+    /// Makes the cluster's namespaces and starts the node in them.
+    pub const LAUNCH: &str = "__launch";
     /// The node: first process of the cluster's namespaces.
     pub const NODE: &str = "__node";
     /// A pod: first process of its namespaces.
@@ -35,6 +39,23 @@ pub(crate) fn enter_new_namespaces(flags: CloneFlags) -> io::Result<()> {
     unshare(flags).map_err(|e| io::Error::new(io::Error::from(e).kind(), format!("cannot make namespaces: {e}")))
 }
 
+/// Where system programs are that an ordinary user's `PATH` may lack.
+const SYSTEM_PROGRAMS: &[&str] = &["/usr/sbin", "/sbin"];
+
+/// `PATH`, with the directories of system programs in the end.
+pub(crate) fn path_with_system_programs() -> OsString {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut dirs: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    dirs.extend(SYSTEM_PROGRAMS.iter().map(PathBuf::from).filter(|dir| !dirs.contains(dir)).collect::<Vec<_>>());
+    // Only a directory with a colon in its name cannot be joined, and none has: they came from a split.
+    std::env::join_paths(dirs).unwrap_or(path)
+}
+
+/// A program on `PATH` or among the system's.
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+    std::env::split_paths(&path_with_system_programs()).map(|dir| dir.join(name)).find(|path| path.is_file())
+}
+
 /// Stops mounts made here from being seen elsewhere, and the other way round.
 pub(crate) fn make_mounts_private() -> nix::Result<()> {
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
@@ -44,6 +65,22 @@ pub(crate) fn make_mounts_private() -> nix::Result<()> {
 pub(crate) fn mount_proc(target: &Path) -> nix::Result<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), target, Some("proc"), flags, None::<&str>)
+}
+
+/// Makes a mount read-only. It keeps what else it forbids: in a user namespace nobody may take that away.
+pub(crate) fn remount_read_only(target: &Path) -> nix::Result<()> {
+    let now = statvfs(target)?.flags();
+    let mut flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    for (has, keep) in [
+        (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
+        (FsFlags::ST_NODEV, MsFlags::MS_NODEV),
+        (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
+    ] {
+        if now.contains(has) {
+            flags |= keep;
+        }
+    }
+    mount(None::<&str>, target, None::<&str>, flags, None::<&str>)
 }
 
 /// Mounts a tmpfs.

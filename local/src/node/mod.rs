@@ -25,6 +25,7 @@ mod workloads;
 
 use crate::Error;
 use crate::error::Context;
+use crate::ids::Ids;
 use crate::proto;
 use crate::rundir::RunDir;
 use crate::system;
@@ -62,13 +63,25 @@ pub(crate) struct Config {
     pub(crate) log_level: String,
 }
 
-/// What the node says when it serves, in one line on standard output.
+/// What the launcher and the node say, in one line each on standard output.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Hello {
+    /// The launcher has made a user namespace, which has no users yet.
+    Unmapped,
     /// The API can be reached.
     Ready,
     /// Why there is no cluster.
     Failed(String),
+}
+
+impl Hello {
+    /// Says it.
+    pub(crate) fn say(&self) {
+        let mut out = std::io::stdout().lock();
+        // Whoever started us has gone when this fails; standard input says so too.
+        let _ = serde_json::to_writer(&mut out, self).map_err(std::io::Error::from).and_then(|()| out.write_all(b"\n"));
+        let _ = out.flush();
+    }
 }
 
 /// Files that every process may have open, unless it sets another limit for itself.
@@ -102,8 +115,8 @@ pub(crate) struct Node {
     upstream: dns::Upstream,
     signer: Signer,
     trust_anchors: Option<String>,
-    /// Mount points of the host besides its root file system.
-    host_mounts: Vec<PathBuf>,
+    /// Mount points of the host.
+    mounts: Mounts,
     /// The cluster's run directory.
     run_dir: PathBuf,
     /// Why pods that there should be cannot be made.
@@ -119,26 +132,18 @@ pub(crate) fn fnv(bytes: &[u8]) -> u64 {
 /// Runs the role until the cluster ends.
 pub(crate) fn main() -> ExitCode {
     system::set_process_name(c"weft-node");
-    let hello = |hello: Hello| {
-        let mut out = std::io::stdout().lock();
-        // Whoever started us has gone when this fails; standard input says so too.
-        let _ =
-            serde_json::to_writer(&mut out, &hello).map_err(std::io::Error::from).and_then(|()| out.write_all(b"\n"));
-        let _ = out.flush();
-    };
-    match run(&hello) {
+    match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             tracing::error!("{e}");
-            hello(Hello::Failed(e.to_string()));
+            Hello::Failed(e.to_string()).say();
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(hello: &dyn Fn(Hello)) -> Result<(), Error> {
-    // The thread that started us only ends with its process.
-    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).context("cannot be tied to `weft up`")?;
+fn run() -> Result<(), Error> {
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).context("cannot be tied to the launcher")?;
     // Ctrl-C in the terminal is for `weft up`, not for us and the containers.
     nix::unistd::setsid().context("cannot make a session")?;
     let mut line = String::new();
@@ -158,10 +163,16 @@ fn run(hello: &dyn Fn(Hello)) -> Result<(), Error> {
         .context("cannot start a thread")?;
 
     for (program, package) in [("ip", "iproute2"), ("nft", "nftables")] {
-        if !std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|dir| dir.join(program).is_file())
-        {
+        if system::find_program(program).is_none() {
             return Err(Error::new(format!("the program `{program}` is missing (package {package})")));
         }
+    }
+    if config.control_plane && Ids::here().single() {
+        // What a proxy sends is known by its user: with one user only, it would be sent to itself.
+        return Err(Error::new(
+            "without root the mesh needs users of your own, and there are none: install newuidmap (package uidmap), \
+             and let root run `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 NAME` for you",
+        ));
     }
     raise_descriptor_limit();
     system::make_mounts_private().context("cannot make mounts private")?;
@@ -170,18 +181,18 @@ fn run(hello: &dyn Fn(Hello)) -> Result<(), Error> {
     system::mount_tmpfs(&private, "mode=0755", nix::mount::MsFlags::empty())
         .context(format!("cannot mount {}", private.display()))?;
     nix::unistd::sethostname(env::NODE_NAME).context("cannot set the host name")?;
-    let host_mounts = host_mounts(run.path()).context("cannot read the host's mounts")?;
+    let mounts = Mounts::read(run.path()).context("cannot read the host's mounts")?;
 
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
         network::make_bridge().await.map_err(Error::new)?;
-        let node = Node::new(config, &run, host_mounts)?;
+        let node = Node::new(config, &run, mounts)?;
         dns::start(Rc::clone(&node)).await.context("cannot serve DNS")?;
         let listener = tokio::net::UnixListener::bind(run.socket())
             .context(format!("cannot listen at {}", run.socket().display()))?;
-        hello(Hello::Ready);
+        Hello::Ready.say();
         let reconciler = Rc::clone(&node);
         tokio::task::spawn_local(async move { reconciler.reconcile_for_ever().await });
         api::serve(node, listener).await;
@@ -200,46 +211,67 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// Mount points that a container is to see besides the root file system: those with files of the machine.
-fn host_mounts(run_dir: &Path) -> std::io::Result<Vec<PathBuf>> {
-    const KERNEL: &[&str] = &[
-        "autofs",
-        "binfmt_misc",
-        "bpf",
-        "cgroup",
-        "cgroup2",
-        "configfs",
-        "debugfs",
-        "devpts",
-        "devtmpfs",
-        "efivarfs",
-        "fusectl",
-        "hugetlbfs",
-        "mqueue",
-        "nsfs",
-        "proc",
-        "pstore",
-        "rpc_pipefs",
-        "securityfs",
-        "sysfs",
-        "tracefs",
-    ];
-    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let mut mounts = Vec::new();
-    for line in table.lines() {
-        // 36 35 98:0 /root /mount/point options … - type source options
-        let Some((left, right)) = line.split_once(" - ") else { continue };
-        let (Some(point), Some(kind)) = (left.split(' ').nth(4), right.split(' ').next()) else { continue };
-        let point = PathBuf::from(unescape(point));
-        let hidden = ["/proc", "/sys", "/dev", "/run"].iter().any(|top| point.starts_with(top));
-        if point == Path::new("/") || hidden || point.starts_with(run_dir) || KERNEL.contains(&kind) {
-            continue;
-        }
-        mounts.retain(|known| *known != point);
-        mounts.push(point);
-    }
-    Ok(mounts)
+/// Mount points of the host besides its root.
+struct Mounts {
+    all: Vec<PathBuf>,
+    /// Those with files of the machine, which containers see.
+    seen: Vec<PathBuf>,
 }
+
+impl Mounts {
+    /// Those of this process, without the run directory's.
+    fn read(run_dir: &Path) -> std::io::Result<Mounts> {
+        let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+        Ok(Self::parse(&table, run_dir))
+    }
+
+    fn parse(table: &str, run_dir: &Path) -> Mounts {
+        let mut mounts = Mounts { all: Vec::new(), seen: Vec::new() };
+        for line in table.lines() {
+            // 36 35 98:0 /root /mount/point options … - type source options
+            let Some((left, right)) = line.split_once(" - ") else { continue };
+            let (Some(point), Some(kind)) = (left.split(' ').nth(4), right.split(' ').next()) else { continue };
+            let point = PathBuf::from(unescape(point));
+            // What is below the run directory is the node's own.
+            if point == Path::new("/") || (point != run_dir && point.starts_with(run_dir)) {
+                continue;
+            }
+            // The last one mounted at a place is the one that is there.
+            mounts.all.retain(|known| *known != point);
+            mounts.seen.retain(|known| *known != point);
+            mounts.all.push(point.clone());
+            let hidden = ["/proc", "/sys", "/dev", "/run"].iter().any(|top| point.starts_with(top));
+            if !hidden && point != run_dir && !KERNEL.contains(&kind) {
+                mounts.seen.push(point);
+            }
+        }
+        mounts
+    }
+}
+
+/// File systems without files of the machine.
+const KERNEL: &[&str] = &[
+    "autofs",
+    "binfmt_misc",
+    "bpf",
+    "cgroup",
+    "cgroup2",
+    "configfs",
+    "debugfs",
+    "devpts",
+    "devtmpfs",
+    "efivarfs",
+    "fusectl",
+    "hugetlbfs",
+    "mqueue",
+    "nsfs",
+    "proc",
+    "pstore",
+    "rpc_pipefs",
+    "securityfs",
+    "sysfs",
+    "tracefs",
+];
 
 /// Octal escapes of the mount table: `\040` is a space.
 fn unescape(text: &str) -> String {
@@ -262,7 +294,7 @@ fn unescape(text: &str) -> String {
 }
 
 impl Node {
-    fn new(config: Config, run: &RunDir, host_mounts: Vec<PathBuf>) -> Result<Rc<Node>, Error> {
+    fn new(config: Config, run: &RunDir, mounts: Mounts) -> Result<Rc<Node>, Error> {
         let (signer, _) = Signer::generate().context("cannot make the key of service-account tokens")?;
         let mut store = Store::new(run.objects());
         let mut documents = vec![json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}})];
@@ -297,7 +329,7 @@ impl Node {
             upstream: dns::Upstream::default(),
             signer,
             trust_anchors,
-            host_mounts,
+            mounts,
             run_dir: run.path().to_owned(),
             refused: RefCell::default(),
             shutting_down: Cell::new(false),
@@ -491,6 +523,18 @@ mod tests {
         apply::delete_object(&mut store, &Key::new(Kind::Namespace, "", "a"));
         collect_garbage(&mut store);
         assert_eq!(store.all().count(), 0);
+    }
+
+    #[test]
+    fn mounts_with_files_of_the_machine_are_seen() {
+        let table = "1 0 8:1 / / rw - ext4 /dev/a rw\n2 1 0:2 / /proc rw - proc proc rw\n\
+                     3 1 8:2 / /srv rw shared:1 - ext4 /dev/b rw\n4 3 0:5 / /srv/trace rw - tracefs t rw\n\
+                     5 1 0:6 / /run/user rw - tmpfs t rw\n6 1 0:7 / /tmp/run/private rw - tmpfs t rw\n\
+                     7 1 8:3 / /srv rw - xfs /dev/c rw\n";
+        let mounts = Mounts::parse(table, Path::new("/tmp/run"));
+        let paths = |list: &[&str]| list.iter().map(PathBuf::from).collect::<Vec<_>>();
+        assert_eq!(mounts.all, paths(&["/proc", "/srv/trace", "/run/user", "/srv"]));
+        assert_eq!(mounts.seen, paths(&["/srv"]));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::Node;
 use super::env::{self, pod_field, resource_field};
 use super::store::Store;
 use crate::container::Bind;
+use crate::ids::Ids;
 use k8s_openapi::api::core::v1::{Container, DownwardAPIVolumeFile, KeyToPath, Pod, Volume, VolumeProjection};
 use std::collections::BTreeMap;
 use std::fs;
@@ -81,6 +82,8 @@ impl Volumes {
     pub(crate) fn new(dir: PathBuf, pod: &Pod) -> Self {
         let security = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
         let fs_group = security.and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok());
+        // Where there is only one group, everything belongs to it.
+        let fs_group = fs_group.filter(|_| !Ids::here().single());
         Self {
             dir,
             filled: BTreeMap::new(),

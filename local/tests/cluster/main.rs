@@ -1,4 +1,5 @@
-//! Real clusters, as root, each with a run directory of its own: nothing on the machine is shared between them.
+//! Real clusters, each with a run directory of its own: nothing on the machine is shared between them. Root runs each test
+//! three times: as itself, and as two ordinary users.
 //!
 //! This program is its own `weft`: started with `weft` as first argument it is the command line, and it re-executes
 //! itself in the hidden roles of the cluster.
@@ -13,7 +14,10 @@ mod workloads;
 
 use clap::Parser;
 use libtest_mimic::{Arguments, Trial};
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::{Arc, LazyLock};
+use weft_e2e::{Stage, User};
 use weft_local::{Options, args};
 
 #[derive(Parser)]
@@ -68,11 +72,24 @@ fn main() -> ExitCode {
         .chain(sets::TESTS)
         .chain(lifecycle::TESTS)
         .chain(cleanup::TESTS);
-    let trials = tests.map(|(name, test)| {
-        Trial::test(*name, move || {
+    let users: &[User] = if nix::unistd::geteuid().is_root() { &[User::Ranged, User::Bare] } else { &[] };
+    let stage = Arc::new(LazyLock::new(|| Stage::new(&[(Path::new("/proc/self/exe"), "cluster")])));
+    let mut trials = Vec::new();
+    for &(name, test) in tests {
+        trials.push(Trial::test(name, move || {
             test();
             Ok(())
-        })
-    });
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+        }));
+        for &user in users {
+            let stage = Arc::clone(&stage);
+            trials.push(Trial::test(format!("{}::{name}", user.prefix()), move || {
+                let stage = stage.as_ref().as_ref().map_err(|e| format!("cannot prepare the user: {e}"))?;
+                Ok(stage.test(user, "cluster", name)?)
+            }));
+        }
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    // The last owner: this removes the directory.
+    drop(stage);
+    conclusion.exit_code()
 }
