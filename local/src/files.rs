@@ -135,29 +135,32 @@ impl Shown<'_> {
     fn entries(&mut self, host: &Path, target: &Path) -> io::Result<()> {
         for entry in fs::read_dir(host)? {
             let entry = entry?;
-            let (path, target) = (entry.path(), target.join(entry.file_name()));
-            // It may go while this looks.
-            let Ok(metadata) = entry.metadata() else { continue };
-            if metadata.is_symlink() {
-                symlink(fs::read_link(&path)?, &target)?;
-            } else if metadata.is_dir() {
-                fs::create_dir(&target)?;
-                self.own_like(&target, &metadata)?;
-                self.directory(&path, &target)?;
-            } else if metadata.is_file() && metadata.len() <= COPIED {
-                // What this user may not read is not shown.
-                if let Ok(content) = fs::read(&path) {
-                    fs::write(&target, content)?;
-                    self.own_like(&target, &metadata)?;
-                }
-            } else {
-                File::create(&target)?;
-                if !show_read_only(&path, &target) {
-                    fs::remove_file(&target)?;
-                }
+            match self.entry(&entry, &target.join(entry.file_name())) {
+                // It went while this looked.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                shown => shown?,
             }
         }
         Ok(())
+    }
+
+    fn entry(&mut self, entry: &fs::DirEntry, target: &Path) -> io::Result<()> {
+        let (path, metadata) = (entry.path(), entry.metadata()?);
+        if metadata.is_symlink() {
+            symlink(fs::read_link(&path)?, target)
+        } else if metadata.is_dir() {
+            fs::create_dir(target)?;
+            self.own_like(target, &metadata)?;
+            self.directory(&path, target)
+        } else if metadata.is_file() && metadata.len() <= COPIED {
+            // What this user may not read is not shown.
+            let Ok(content) = fs::read(&path) else { return Ok(()) };
+            fs::write(target, content)?;
+            self.own_like(target, &metadata)
+        } else {
+            File::create(target)?;
+            if show_read_only(&path, target) { Ok(()) } else { fs::remove_file(target) }
+        }
     }
 
     /// A mount whose file system has no files of the machine.

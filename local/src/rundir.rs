@@ -8,6 +8,8 @@ use crate::Error;
 use crate::error::Context;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::Uid;
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -44,14 +46,8 @@ impl RunDir {
         if let Some(path) = std::env::var_os(ENV).filter(|p| !p.is_empty()) {
             return Self::at(Path::new(&path));
         }
-        if nix::unistd::geteuid().is_root() {
-            return Self::at(Path::new("/run/weft"));
-        }
-        if let Some(base) = std::env::var_os("XDG_RUNTIME_DIR").filter(|p| !p.is_empty()) {
-            return Self::at(&Path::new(&base).join("weft"));
-        }
-        let run = Self::at(Path::new(&format!("/tmp/weft-{}", nix::unistd::geteuid())))?;
-        // Everybody can make it, and a cluster in it that only looks like ours.
+        let run = Self::at(&default_path(nix::unistd::geteuid(), std::env::var_os("XDG_RUNTIME_DIR")))?;
+        // In /tmp everybody can make it, and a cluster in it that only looks like ours.
         run.belongs_to_us()?;
         Ok(run)
     }
@@ -235,9 +231,26 @@ impl RunDir {
     }
 }
 
+fn default_path(user: Uid, xdg_runtime_dir: Option<OsString>) -> PathBuf {
+    match xdg_runtime_dir.filter(|path| !path.is_empty()) {
+        _ if user.is_root() => PathBuf::from("/run/weft"),
+        Some(base) => Path::new(&base).join("weft"),
+        None => PathBuf::from(format!("/tmp/weft-{user}")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_user_has_a_run_directory() {
+        let path = |user, xdg: &str| default_path(Uid::from_raw(user), Some(xdg.into()));
+        assert_eq!(path(0, "/run/user/0"), Path::new("/run/weft"));
+        assert_eq!(path(1000, "/run/user/1000"), Path::new("/run/user/1000/weft"));
+        assert_eq!(path(1000, ""), Path::new("/tmp/weft-1000"));
+        assert_eq!(default_path(Uid::from_raw(1000), None), Path::new("/tmp/weft-1000"));
+    }
 
     #[test]
     fn one_cluster_at_a_time_and_stale_ones_are_cleaned() {
@@ -263,6 +276,8 @@ mod tests {
     #[test]
     fn foreign_files_are_never_removed() {
         let temporary = tempfile::tempdir().unwrap();
+        let mine = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        fs::set_permissions(temporary.path(), mine).unwrap();
         fs::write(temporary.path().join("mine"), "x").unwrap();
         let run = RunDir::at(temporary.path()).unwrap();
         let lock = run.lock().unwrap();

@@ -77,13 +77,16 @@ fn nothing_is_left_when_weft_up_is_killed() {
 
 fn nothing_is_left_when_the_node_is_killed() {
     let cluster = Cluster::prepared();
-    let mut up = foreground(&cluster);
-    let node = super::support::roles(&cluster.run_dir(), "__node");
-    assert_eq!(node.len(), 1);
-    kill(Pid::from_raw(node[0]), Signal::SIGKILL).unwrap();
-    up.wait().unwrap();
-    nothing_runs(&cluster);
-    assert!(!cluster.run_dir().exists(), "weft up cleans up behind a node that ends");
+    // Its launcher is what holds the namespaces for it.
+    for role in ["__node", "__launch"] {
+        let mut up = foreground(&cluster);
+        let found = super::support::roles(&cluster.run_dir(), role);
+        assert_eq!(found.len(), 1, "{role}");
+        kill(Pid::from_raw(found[0]), Signal::SIGKILL).unwrap();
+        up.wait().unwrap();
+        nothing_runs(&cluster);
+        assert!(!cluster.run_dir().exists(), "weft up cleans up behind a node that ends ({role})");
+    }
 }
 
 fn ctrl_c_stops_the_cluster() {
