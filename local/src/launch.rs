@@ -5,16 +5,18 @@
 //! it, gives it its users ([`crate::ids`]), and what follows belongs to it. Standard input and output are the node's, so
 //! that its lifeline leads to `weft up` and ends with it.
 
-use crate::Error;
+use crate::error::Context;
 use crate::node::Hello;
 use crate::system::{self, SELF, role};
+use crate::{Error, ids};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
+use std::ffi::OsStr;
 use std::fs;
-use std::io;
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
 /// Whether the cluster of whoever calls this needs a user namespace.
 pub(crate) fn needs_user_namespace() -> bool {
@@ -36,9 +38,7 @@ pub(crate) fn main() -> ExitCode {
 fn run() -> Result<ExitCode, Error> {
     tie()?;
     if needs_user_namespace() {
-        unshare(CloneFlags::CLONE_NEWUSER).map_err(refused)?;
-        Hello::Unmapped.say();
-        if !mapped() {
+        if !enter_user_namespace()? {
             // `weft up` has gone, or says itself why there are no users.
             return Ok(ExitCode::FAILURE);
         }
@@ -57,6 +57,54 @@ fn run() -> Result<ExitCode, Error> {
 fn tie() -> Result<(), Error> {
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)
         .map_err(|e| Error::new(format!("cannot be tied to `weft up`: {e}")))
+}
+
+/// Makes a user namespace and waits for its users; false when there will be none.
+fn enter_user_namespace() -> Result<bool, Error> {
+    unshare(CloneFlags::CLONE_NEWUSER).map_err(refused)?;
+    Hello::Unmapped.say();
+    Ok(mapped())
+}
+
+/// Removes a directory in which there are files of a cluster's other users, which its user may not touch from outside.
+///
+/// # Errors
+/// When there are no such users, or something cannot be removed.
+pub(crate) fn remove_dir_all(dir: &Path) -> Result<(), Error> {
+    let mut command = Command::new(SELF);
+    command.arg(role::REMOVE).arg(dir).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().context("cannot start a process that removes files")?;
+    let pid = child.id();
+    let (mut stdin, stdout) = child.stdin.take().zip(child.stdout.take()).ok_or_else(|| Error::new("no pipes"))?;
+    let mut lines = BufReader::new(stdout).lines();
+    let mut hear = move || lines.next()?.ok().and_then(|line| serde_json::from_str(&line).ok());
+    let heard = match hear() {
+        Some(Hello::Unmapped) => {
+            ids::give(pid)?;
+            stdin.write_all(b"\n").context("the process that removes files has ended")?;
+            hear()
+        }
+        heard => heard,
+    };
+    child.wait().context("cannot wait for the process that removes files")?;
+    match heard {
+        Some(Hello::Ready) => Ok(()),
+        Some(Hello::Failed(why)) => Err(Error::new(why)),
+        Some(Hello::Unmapped) | None => Err(Error::new("the process that removes files has ended early")),
+    }
+}
+
+/// Runs the role that removes a directory, as root of a user namespace of the same users as the cluster's.
+pub(crate) fn remove_main(dir: Option<&OsStr>) -> ExitCode {
+    let removed = || match enter_user_namespace()? {
+        true => fs::remove_dir_all(dir.unwrap_or_default()).context("cannot remove it"),
+        false => Err(Error::new("there are no users")),
+    };
+    match removed() {
+        Ok(()) => Hello::Ready.say(),
+        Err(e) => Hello::Failed(e.to_string()).say(),
+    }
+    ExitCode::SUCCESS
 }
 
 /// Waits until `weft up` has given this its users. What follows on standard input is the node's: not an octet more is read.

@@ -38,12 +38,13 @@ pub use error::Error;
 
 use std::process::ExitCode;
 
-/// Runs one of the hidden roles (launcher, node, pod, container, host) when the command line asks for it, and answers its exit
+/// Runs one of the hidden roles (launcher, node, pod, container, host, remover) when the command line asks for it, and answers its exit
 /// code; `None` for every ordinary command line. Call it first in `main`, before any thread or runtime exists.
 pub fn internal() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     match arguments.next()?.to_str()? {
         system::role::LAUNCH => Some(launch::main()),
+        system::role::REMOVE => Some(launch::remove_main(arguments.next().as_deref())),
         system::role::NODE => Some(node::main()),
         system::role::POD => Some(pod::main(arguments.next().as_deref())),
         system::role::CONTAINER => Some(container::main(arguments.next().as_deref())),

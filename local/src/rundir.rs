@@ -2,10 +2,11 @@
 //!
 //! Contents: `lock` (held by `weft up` or its background process as long as the cluster lives), `node.lock` (held by the
 //! node), `api.sock`, `objects/` (current objects as JSON), `logs/`, `volumes/` (what PersistentVolumeClaims hold),
-//! `private/` (a tmpfs that only the node and its pods see). A directory whose locks nobody holds is a crashed cluster's; the kernel has ended its processes already.
+//! `private/` (a tmpfs that only the node and its pods see). A directory whose locks nobody holds is a crashed cluster's;
+//! the kernel has ended its processes already.
 
-use crate::Error;
 use crate::error::Context;
+use crate::{Error, launch};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::Uid;
@@ -205,7 +206,14 @@ impl RunDir {
             }
             let path = self.path.join(name);
             let removed = match fs::symlink_metadata(&path) {
-                Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(&path),
+                Ok(metadata) if metadata.is_dir() => match fs::remove_dir_all(&path) {
+                    // Files of a pod's users.
+                    Err(e) if e.kind() == ErrorKind::PermissionDenied && launch::needs_user_namespace() => {
+                        launch::remove_dir_all(&path).context(format!("cannot remove {}", path.display()))?;
+                        continue;
+                    }
+                    removed => removed,
+                },
                 Ok(_) => fs::remove_file(&path),
                 Err(_) => continue,
             };

@@ -18,6 +18,8 @@ pub(crate) mod role {
     pub const POD: &str = "__pod";
     /// A container: becomes the container's command.
     pub const CONTAINER: &str = "__container";
+    /// Removes a directory with files of a cluster's other users.
+    pub const REMOVE: &str = "__remove";
     /// What a detached `weft up` leaves running in the host's namespaces.
     pub const HOST: &str = "__host";
 }

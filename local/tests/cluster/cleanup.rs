@@ -11,6 +11,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("nothing_is_left_when_weft_up_is_killed", nothing_is_left_when_weft_up_is_killed),
     ("nothing_is_left_when_the_node_is_killed", nothing_is_left_when_the_node_is_killed),
     ("ctrl_c_stops_the_cluster", ctrl_c_stops_the_cluster),
+    ("files_of_every_user_go_with_the_cluster", files_of_every_user_go_with_the_cluster),
 ];
 
 /// Mounts that this process sees below a directory.
@@ -105,4 +106,35 @@ fn ctrl_c_stops_the_cluster() {
     assert!(up.wait().unwrap().success());
     assert!(!cluster.run_dir().exists());
     nothing_runs(&cluster);
+}
+
+fn files_of_every_user_go_with_the_cluster() {
+    let cluster = Cluster::prepared();
+    let file = cluster.file(
+        "claim.yaml",
+        "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: data}\n\
+         spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}\n---\n\
+         apiVersion: v1\nkind: Pod\nmetadata: {name: client}\nspec:\n  terminationGracePeriodSeconds: 0\n  \
+         securityContext: {runAsUser: 1234, runAsGroup: 1234}\n  \
+         volumes: [{name: v, persistentVolumeClaim: {claimName: data}}]\n  containers:\n    \
+         - {name: main, image: x, command: [sleep, infinity], volumeMounts: [{name: v, mountPath: /v}]}\n",
+    );
+    let write = || {
+        cluster.weft(&["up", "--detach", "-f", &file]).ok();
+        cluster.sh("client", "umask 077 && mkdir -p /v/own/deep && echo x > /v/own/deep/file").ok();
+    };
+    write();
+    cluster.weft(&["down"]).ok();
+    assert!(!cluster.run_dir().exists());
+    // After a crash, by whoever comes first.
+    for command in [["up", "--detach"].as_slice(), &["down"]] {
+        write();
+        for host in super::support::roles(&cluster.run_dir(), "__host") {
+            kill(Pid::from_raw(host), Signal::SIGKILL).unwrap();
+        }
+        nothing_runs(&cluster);
+        cluster.weft(command).ok();
+        assert!(!cluster.run_dir().join("volumes/default/data").exists(), "{command:?}");
+        cluster.weft(&["down"]).ok();
+    }
 }
