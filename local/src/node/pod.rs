@@ -425,6 +425,12 @@ impl Worker {
             }
             (ProbeKind::Liveness, Ok(())) => {}
             (ProbeKind::Startup | ProbeKind::Liveness, Err(why)) => {
+                let probe = match verdict.kind {
+                    ProbeKind::Startup => &slot.container.startup_probe,
+                    _ => &slot.container.liveness_probe,
+                };
+                let own = probe.as_ref().and_then(|p| p.termination_grace_period_seconds);
+                let grace = own.and_then(|s| u64::try_from(s).ok()).map_or(grace, Duration::from_secs);
                 tracing::info!(pod = %self.key, container = slot.container.name, why, "container is restarted");
                 slot.killed_because = Some(why);
                 slot.probes.clear();

@@ -6,6 +6,7 @@ use super::store::controller_of;
 use super::workloads;
 use crate::proto::Readiness;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use std::collections::BTreeMap;
 use weft_core::kinds::{Kind, Object};
 
 /// Lines of a failing container's log that are shown.
@@ -62,6 +63,7 @@ impl Node {
             }
             let Some((container, why)) = trouble(pod) else { continue };
             readiness.details.push(format!("{key}: {why}"));
+            readiness.details.extend(shared_ports(pod).into_iter().map(|hint| format!("    ({hint})")));
             let running = self.pods.borrow();
             let log = running.get(key).and_then(|r| r.handle.shared.logs.borrow().get(&container).cloned());
             let lines = log.map(|log| log.last_lines(LOG_LINES)).unwrap_or_default();
@@ -152,6 +154,22 @@ pub(super) fn trouble(pod: &Pod) -> Option<(String, String)> {
         Some((container.name.clone(), format!("container {}: {why}", container.name)))
     };
     waiting.or_else(failed).or_else(unready)
+}
+
+/// Ports that several containers of a pod declare: only one of them can listen there.
+fn shared_ports(pod: &Pod) -> Vec<String> {
+    let mut owners: BTreeMap<(i32, String), Vec<&str>> = BTreeMap::new();
+    for container in pod.spec.iter().flat_map(|s| &s.containers) {
+        for port in container.ports.iter().flatten() {
+            let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".into());
+            let names = owners.entry((port.container_port, protocol)).or_default();
+            if !names.contains(&container.name.as_str()) {
+                names.push(&container.name);
+            }
+        }
+    }
+    let shared = owners.into_iter().filter(|(_, names)| names.len() > 1);
+    shared.map(|((port, _), names)| format!("port {port} is declared by containers {}", names.join(" and "))).collect()
 }
 
 #[cfg(test)]

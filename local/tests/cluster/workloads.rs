@@ -10,6 +10,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("probes_decide_about_traffic_and_restarts", probes_decide_about_traffic_and_restarts),
     ("rolling_replacement_and_scaling_lose_no_request", rolling_replacement_and_scaling_lose_no_request),
     ("sidecars_and_completed_pods", sidecars_and_completed_pods),
+    ("what_is_not_ready_is_explained_and_harms_nobody", what_is_not_ready_is_explained_and_harms_nobody),
 ];
 
 fn pod(name: &str, policy: &str, command: &str) -> String {
@@ -199,4 +200,48 @@ fn sidecars_and_completed_pods() {
     assert_eq!(done["status"]["initContainerStatuses"][0]["state"]["terminated"]["exitCode"], 0);
     assert_eq!(cluster.weft(&["logs", "p"]).ok(), "worked\n");
     assert!(cluster.weft(&["ps"]).ok().contains("Completed"));
+}
+
+fn what_is_not_ready_is_explained_and_harms_nobody() {
+    let cluster = Cluster::up(CLIENT);
+    let listen = "command: [/usr/bin/python3, -m, http.server, '8080'], ports: [{containerPort: 8080}]";
+    let manifest = [
+        pod("crash", "Always", "echo the reason; exit 3"),
+        pod("deaf", "Always", "exec sleep infinity").replace(
+            "containers: [{name: main, image: x,",
+            "containers: [{name: main, image: x, readinessProbe: {tcpSocket: {port: 9}, periodSeconds: 1, failureThreshold: 1},",
+        ),
+        pod("stuck", "Always", "exec sleep infinity")
+            .replace("terminationGracePeriodSeconds: 0", "terminationGracePeriodSeconds: 3600")
+            .replace(
+                "containers: [{name: main, image: x,",
+                "containers: [{name: main, image: x, livenessProbe: {exec: {command: ['false']}, periodSeconds: 1, failureThreshold: 1, \
+                 terminationGracePeriodSeconds: 1}, lifecycle: {}, env: [{name: A, value: b}],",
+            )
+            .replace("exec sleep infinity", "trap : TERM; while :; do sleep 1; done"),
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: twice}}\nspec:\n  terminationGracePeriodSeconds: 0\n  \
+             containers: [{{name: one, image: x, {listen}}}, {{name: two, image: x, {listen}}}]\n"
+        ),
+    ];
+    cluster.apply(&manifest.concat());
+    cluster.wait_for_pod("crash", "backs off", |p| state(p) == "CrashLoopBackOff" && restarts(p) >= 2);
+    // Its own grace period is short, the pod's is not.
+    cluster.wait_for_pod("stuck", "is restarted although it does not hear", |p| restarts(p) >= 1);
+    let expected = [
+        "pod/crash in default: container main: CrashLoopBackOff ended with exit code 3",
+        "    the reason",
+        "pod/deaf in default: container main: readiness probe: connect to 10.244.",
+        "(port 8080 is declared by containers one and two)",
+        "Address already in use",
+    ];
+    let mut seen = String::new();
+    wait("ps explains what is not ready", || {
+        let shown = cluster.weft(&["ps"]);
+        seen += &shown.stderr;
+        shown.code == 0 && expected.iter().all(|part| seen.contains(part))
+    });
+    assert!(is_ready(&cluster.pod("client")));
+    // What is somebody else's trouble is not shown.
+    assert!(!cluster.weft(&["ps", "-n", "kube"]).stderr.contains("pod/"));
 }
