@@ -24,6 +24,7 @@ mod volumes;
 mod workloads;
 
 use crate::Error;
+use crate::cgroup::Groups;
 use crate::error::Context;
 use crate::proto;
 use crate::rundir::RunDir;
@@ -106,6 +107,7 @@ pub(crate) struct Node {
     host_mounts: Vec<PathBuf>,
     /// The cluster's run directory.
     run_dir: PathBuf,
+    groups: Groups,
     /// Why pods that there should be cannot be made.
     refused: RefCell<Vec<String>>,
     shutting_down: Cell<bool>,
@@ -298,6 +300,7 @@ impl Node {
             signer,
             trust_anchors,
             host_mounts,
+            groups: Groups::new(run),
             run_dir: run.path().to_owned(),
             refused: RefCell::default(),
             shutting_down: Cell::new(false),

@@ -135,6 +135,7 @@ pub(super) fn trouble(pod: &Pod) -> Option<(String, String)> {
         let now = state.terminated.as_ref().filter(|t| t.exit_code != 0);
         let last = c.last_state.as_ref().and_then(|s| s.terminated.as_ref());
         now.or(last).map(|t| match (&t.message, t.signal) {
+            _ if t.reason.as_deref() == Some("OOMKilled") => "ended for want of memory (OOMKilled)".to_owned(),
             (Some(message), _) => format!("restarted after {message}"),
             (None, Some(signal)) => format!("ended by signal {signal}"),
             (None, None) => format!("ended with exit code {}", t.exit_code),

@@ -10,6 +10,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("probes_decide_about_traffic_and_restarts", probes_decide_about_traffic_and_restarts),
     ("rolling_replacement_and_scaling_lose_no_request", rolling_replacement_and_scaling_lose_no_request),
     ("sidecars_and_completed_pods", sidecars_and_completed_pods),
+    ("limits_are_kept_and_their_groups_removed", limits_are_kept_and_their_groups_removed),
     ("what_is_not_ready_is_explained_and_harms_nobody", what_is_not_ready_is_explained_and_harms_nobody),
 ];
 
@@ -244,4 +245,41 @@ fn what_is_not_ready_is_explained_and_harms_nobody() {
     assert!(is_ready(&cluster.pod("client")));
     // What is somebody else's trouble is not shown.
     assert!(!cluster.weft(&["ps", "-n", "kube"]).stderr.contains("pod/"));
+}
+
+fn limits_are_kept_and_their_groups_removed() {
+    let cluster = Cluster::up(CLIENT);
+    let limited = |name: &str, limits: &str, command: &str| {
+        pod(name, "Always", command).replace("image: x,", &format!("image: x, resources: {{limits: {{{limits}}}}},"))
+    };
+    let hungry = "exec /usr/bin/python3 -c \"x = bytearray(256 << 20); import time; time.sleep(1e6)\"";
+    cluster.apply(&(limited("hungry", "memory: 64Mi", hungry) + &limited("slow", "cpu: 200m", "exec sleep infinity")));
+    let slow = cluster.wait_for_pod("slow", "runs", |p| state(p) == "running");
+    let log = || std::fs::read_to_string(cluster.run_dir().join("logs/node.log")).unwrap_or_default();
+    if log().contains("limits of memory and CPU are not enforced") {
+        // This machine has no control groups for us: it is said, and things run without limits.
+        cluster.wait_for_pod("hungry", "runs", |p| state(p) == "running");
+        return;
+    }
+    let hungry = cluster.wait_for_pod("hungry", "is ended for want of memory", |p| restarts(p) >= 1);
+    let last = &hungry["status"]["containerStatuses"][0]["lastState"]["terminated"];
+    assert_eq!((&last["reason"], &last["exitCode"]), (&"OOMKilled".into(), &137.into()), "{last:#}");
+    wait("ps says so", || cluster.weft(&["ps"]).stderr.contains("ended for want of memory (OOMKilled)"));
+    let uid = slow["metadata"]["uid"].as_str().unwrap();
+    let noted = std::fs::read_to_string(cluster.run_dir().join("control-groups")).unwrap();
+    let tops: Vec<std::path::PathBuf> = noted.lines().map(Into::into).collect();
+    let group = tops.iter().map(|top| top.join(format!("{uid}-main"))).find(|dir| {
+        let quota =
+            std::fs::read_to_string(dir.join("cpu.max")).or(std::fs::read_to_string(dir.join("cpu.cfs_quota_us")));
+        quota.is_ok_and(|quota| quota.trim() == "20000 100000" || quota.trim() == "20000")
+    });
+    let group = group.expect("the group has the limit");
+    assert!(!std::fs::read_to_string(group.join("cgroup.procs")).unwrap().is_empty());
+    // Commands that are run in the container are held to its limits, too.
+    assert!(cluster.sh("slow", "cat /proc/self/cgroup").ok().contains(&format!("{uid}-main")));
+    // They go, also when the node is killed.
+    for node in super::support::roles(&cluster.run_dir(), "__node") {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(node), nix::sys::signal::Signal::SIGKILL);
+    }
+    wait("no group is left", || !cluster.run_dir().exists() && !tops.iter().any(|top| top.exists()));
 }
