@@ -298,8 +298,28 @@ pub async fn ps(args: args::Ps) -> Result<ExitCode, Error> {
         }
     } else {
         print!("{}", table::pods(&pods, args.all_namespaces, node::timestamp()));
+        let details = client.readiness(0).await?.details;
+        for line in of_namespace(&details, namespace) {
+            eprintln!("{line}");
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Why pods of a namespace are not ready. Each begins with a line that is not indented and names the pod.
+fn of_namespace<'a>(details: &'a [String], namespace: Option<&str>) -> Vec<&'a String> {
+    let wanted = namespace.map(|namespace| format!(" in {namespace}: "));
+    let mut shown = true;
+    let mut lines = Vec::new();
+    for line in details {
+        if !line.starts_with(' ') {
+            shown = wanted.as_ref().is_none_or(|wanted| line.contains(wanted));
+        }
+        if shown {
+            lines.push(line);
+        }
+    }
+    lines
 }
 
 /// `weft logs`: what a container printed.

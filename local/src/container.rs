@@ -29,6 +29,8 @@ pub(crate) const BIN_DIR: &str = "/run/weft/bin";
 pub(crate) struct Spec {
     /// Enter the mount namespace of this process (by its number in the pod) instead of making one.
     pub enter: Option<i32>,
+    /// Control groups to join: their files of processes.
+    pub control_groups: Vec<PathBuf>,
     /// Standard input: a FIFO; nothing when absent.
     pub stdin: Option<PathBuf>,
     /// Standard output: a FIFO.
@@ -127,6 +129,9 @@ fn run(path: &Path, report: &mut File) -> Result<(), Failure> {
     let _ = fs::remove_file(path);
     let spec: Spec = serde_json::from_slice(&text).step(|| "the container's specification is wrong".into())?;
     setsid().step(|| "cannot make a session".into())?;
+    for group in &spec.control_groups {
+        fs::write(group, "0").step(|| format!("cannot join {}", group.display()))?;
+    }
     let open_fifo =
         |path: &Path| OpenOptions::new().write(true).open(path).step(|| format!("cannot open {}", path.display()));
     let stdin = match &spec.stdin {

@@ -15,6 +15,7 @@
 //! changed. Containers are no security boundary: they see the machine's files, read-only in effect.
 
 pub mod args;
+mod cgroup;
 pub mod client;
 mod commands;
 mod container;

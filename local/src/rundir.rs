@@ -2,8 +2,8 @@
 //!
 //! Contents: `lock` (held by `weft up` or its background process as long as the cluster lives), `node.lock` (held by the
 //! node), `api.sock`, `objects/` (current objects as JSON), `logs/`, `volumes/` (what PersistentVolumeClaims hold),
-//! `private/` (a tmpfs that only the node and its pods see). A directory whose locks nobody holds is a crashed cluster's;
-//! the kernel has ended its processes already.
+//! `control-groups` (where limits are kept), `private/` (a tmpfs that only the node and its pods see). A directory whose
+//! locks nobody holds is a crashed cluster's; the kernel has ended its processes already.
 
 use crate::error::Context;
 use crate::{Error, launch};
@@ -21,7 +21,7 @@ use std::time::Duration;
 pub const ENV: &str = "WEFT_RUN_DIR";
 
 /// Everything that a cluster may leave in its run directory. Nothing else is ever removed.
-const CONTENTS: &[&str] = &["api.sock", "objects", "logs", "private", "volumes", "node.lock", "lock"];
+const CONTENTS: &[&str] = &["api.sock", "objects", "logs", "private", "volumes", "control-groups", "node.lock", "lock"];
 
 /// A socket's path has room for 107 octets; `/api.sock` needs nine of them.
 const PATH_LIMIT: usize = 98;
@@ -129,6 +129,11 @@ impl RunDir {
         Ok(lock)
     }
 
+    /// The file that says where the cluster's control groups are.
+    pub(crate) fn control_groups(&self) -> PathBuf {
+        self.path.join("control-groups")
+    }
+
     /// Whether a cluster holds the directory.
     pub fn is_held(&self) -> bool {
         self.path.join("lock").exists() && matches!(self.try_lock(), Ok(None))
@@ -200,6 +205,7 @@ impl RunDir {
 
     fn clean_contents(&self, with_lock: bool) -> Result<(), Error> {
         self.wait_for_node();
+        self.remove_control_groups();
         for name in CONTENTS {
             if *name == "lock" && !with_lock {
                 continue;
@@ -224,6 +230,17 @@ impl RunDir {
             }
         }
         Ok(())
+    }
+
+    /// Removes the cluster's control groups; the last processes in them may just be ending.
+    #[allow(clippy::disallowed_methods, reason = "runs where there is nothing else to do, before or after a runtime")]
+    fn remove_control_groups(&self) {
+        for _ in 0..100 {
+            if crate::cgroup::remove_all(self) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// A node whose `weft up` was killed is killed by the kernel a moment later: wait for that moment, but not forever.

@@ -54,6 +54,7 @@ fn status(pod: &Pod) -> String {
         }
         let ended = state.terminated.as_ref()?;
         Some(match ended.signal {
+            _ if ended.reason.as_deref() == Some("OOMKilled") => "OOMKilled".into(),
             Some(signal) => format!("Signal:{signal}"),
             None => ended.reason.clone().unwrap_or_else(|| format!("ExitCode:{}", ended.exit_code)),
         })

@@ -24,6 +24,7 @@ mod volumes;
 mod workloads;
 
 use crate::Error;
+use crate::cgroup::Groups;
 use crate::error::Context;
 use crate::ids::Ids;
 use crate::proto;
@@ -43,7 +44,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use store::Store;
 pub(crate) use store::timestamp;
-use weft_core::inject::{InjectConfig, inject};
+use weft_core::inject::{InjectConfig, Outcome, inject};
 use weft_core::kinds::{Key, Kind, Object};
 use weft_core::names;
 use weft_core::token::Signer;
@@ -119,6 +120,7 @@ pub(crate) struct Node {
     mounts: Mounts,
     /// The cluster's run directory.
     run_dir: PathBuf,
+    groups: Groups,
     /// Why pods that there should be cannot be made.
     refused: RefCell<Vec<String>>,
     shutting_down: Cell<bool>,
@@ -330,6 +332,7 @@ impl Node {
             signer,
             trust_anchors,
             mounts,
+            groups: Groups::new(run),
             run_dir: run.path().to_owned(),
             refused: RefCell::default(),
             shutting_down: Cell::new(false),
@@ -440,7 +443,16 @@ impl Node {
             .map(|(key, object)| (key.name.clone(), object.metadata().annotations.clone().unwrap_or_default()));
         let mut config = InjectConfig::local(anchors, env!("CARGO_PKG_VERSION"));
         config.namespaces = annotations.collect();
-        let injected = inject(&Object::from(pod).to_value(), &config).map_err(|e| format!("injection: {e}"))?;
+        let mut labelled = pod.clone();
+        if let Some(cron_job) = cron_job_of(store, &pod) {
+            // Metadata of the pod names its Job only; the proxy and the metrics are to say whose Job it is.
+            let label = names::workload_label("cronjob");
+            labelled.metadata.labels.get_or_insert_default().insert(label, cron_job);
+        }
+        let injected = inject(&Object::from(labelled).to_value(), &config).map_err(|e| format!("injection: {e}"))?;
+        if !injected.reports.iter().any(|report| report.outcome == Outcome::Changed) {
+            return Ok(pod);
+        }
         match Object::from_value(Kind::Pod, injected.value) {
             Ok(mut object) => {
                 apply::complete(&mut object);
@@ -452,6 +464,14 @@ impl Node {
             Err(e) => Err(format!("injection: {e}")),
         }
     }
+}
+
+/// The CronJob whose Job a pod belongs to.
+fn cron_job_of(store: &Store, pod: &Pod) -> Option<String> {
+    let job = store::controller_of(&pod.metadata).filter(|owner| owner.kind == Kind::Job.as_str())?;
+    let key = Key::new(Kind::Job, pod.metadata.namespace.as_deref().unwrap_or_default(), &job.name);
+    let owner = store::controller_of(store.get(&key)?.metadata())?;
+    (owner.kind == Kind::CronJob.as_str()).then(|| owner.name.clone())
 }
 
 /// Every namespace has the service account `default`.

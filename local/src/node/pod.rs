@@ -14,6 +14,7 @@ use super::slot::{Role, Slot, State, Task, Terminated};
 use super::spec;
 use super::store::now;
 use super::volumes::Volumes;
+use crate::cgroup::{Group, Limits};
 use crate::pod::Event;
 use k8s_openapi::api::core::v1::{Lifecycle, Pod, PodIP, PodStatus};
 use nix::sys::signal::Signal;
@@ -301,6 +302,7 @@ impl Worker {
             spec.stdout.clone_from(&log);
             spec.stderr = log;
             spec.scratch = self.shared.dir.join("root");
+            spec.control_groups = self.control_groups(index)?;
             let file = self.shared.dir.join(format!("{name}.spec"));
             spec::write(&spec, &file).map_err(|e| format!("cannot write the specification: {e}"))?;
             Ok((spec, file))
@@ -316,6 +318,17 @@ impl Worker {
             // The pod is being set up anew.
             (Ok(_), None) => {}
         }
+    }
+
+    /// The control groups that hold a container to its limits; none when it has no limits.
+    fn control_groups(&mut self, index: usize) -> Result<Vec<PathBuf>, String> {
+        let uid = self.pod.metadata.uid.as_deref().unwrap_or_default();
+        let Some(slot) = self.slots.get_mut(index) else { return Ok(Vec::new()) };
+        let limits = spec::limits(&slot.container)?;
+        if slot.group.is_none() && limits != Limits::default() {
+            slot.group = self.node.groups.make(&format!("{uid}-{}", slot.container.name), limits);
+        }
+        Ok(slot.group.as_ref().map(Group::doors).unwrap_or_default())
     }
 
     /// The FIFO that a container prints into; its other end is copied into the log.
@@ -357,8 +370,9 @@ impl Worker {
             Event::Failed { reason, message, .. } => slot.failed_to_start(&reason, message),
             Event::Exited { code, signal, .. } => {
                 self.shared.running.borrow_mut().remove(&slot.container.name);
-                let code = code.clamp(0, 255);
-                slot.exited(Terminated::new(code, signal, slot.since()), &restart_policy, self.stop_by.is_some());
+                let mut how = Terminated::new(code.clamp(0, 255), signal, slot.since());
+                how.out_of_memory = slot.group.as_mut().is_some_and(Group::ran_out_of_memory) && how.code != 0;
+                slot.exited(how, &restart_policy, self.stop_by.is_some());
             }
             Event::Done { .. } => {}
         }
@@ -425,6 +439,12 @@ impl Worker {
             }
             (ProbeKind::Liveness, Ok(())) => {}
             (ProbeKind::Startup | ProbeKind::Liveness, Err(why)) => {
+                let probe = match verdict.kind {
+                    ProbeKind::Startup => &slot.container.startup_probe,
+                    _ => &slot.container.liveness_probe,
+                };
+                let own = probe.as_ref().and_then(|p| p.termination_grace_period_seconds);
+                let grace = own.and_then(|s| u64::try_from(s).ok()).map_or(grace, Duration::from_secs);
                 tracing::info!(pod = %self.key, container = slot.container.name, why, "container is restarted");
                 slot.killed_because = Some(why);
                 slot.probes.clear();
@@ -515,6 +535,9 @@ impl Worker {
     fn clean_up(&mut self) {
         for log in self.shared.logs.borrow().values() {
             log.end();
+        }
+        for group in self.slots.iter_mut().filter_map(|slot| slot.group.take()) {
+            self.node.groups.remove(group);
         }
         // What cannot be removed goes with the node.
         let _ = fs::remove_dir_all(&self.shared.dir);

@@ -60,6 +60,7 @@ pub(crate) async fn watch(
     let successes_needed = if kind == ProbeKind::Readiness { probe.success_threshold.unwrap_or(1).max(1) } else { 1 };
     let (mut failures, mut successes) = (0, 0);
     let mut passed: Option<bool> = None;
+    let mut told: Option<String> = None;
     tokio::time::sleep(seconds(probe.initial_delay_seconds, 0, 0)).await;
     loop {
         let result = match tokio::time::timeout(timeout, check(&probe, &target)).await {
@@ -75,11 +76,14 @@ pub(crate) async fn watch(
             Err(_) => {
                 successes = 0;
                 failures += 1;
-                failures >= failures_needed && passed != Some(false)
+                // A pod that is not ready says why with the newest answer; the other kinds end the container only once.
+                let other = kind == ProbeKind::Readiness && result.as_ref().err() != told.as_ref();
+                failures >= failures_needed && (passed != Some(false) || other)
             }
         };
         if change {
             passed = Some(result.is_ok());
+            told = result.as_ref().err().cloned();
             // The pod has ended when nobody hears it.
             if verdicts.send(Verdict { container, run, kind, result }).is_err() {
                 return;

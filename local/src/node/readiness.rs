@@ -6,6 +6,7 @@ use super::store::controller_of;
 use super::workloads;
 use crate::proto::Readiness;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use std::collections::BTreeMap;
 use weft_core::kinds::{Kind, Object};
 
 /// Lines of a failing container's log that are shown.
@@ -62,6 +63,7 @@ impl Node {
             }
             let Some((container, why)) = trouble(pod) else { continue };
             readiness.details.push(format!("{key}: {why}"));
+            readiness.details.extend(shared_ports(pod).into_iter().map(|hint| format!("    ({hint})")));
             let running = self.pods.borrow();
             let log = running.get(key).and_then(|r| r.handle.shared.logs.borrow().get(&container).cloned());
             let lines = log.map(|log| log.last_lines(LOG_LINES)).unwrap_or_default();
@@ -133,6 +135,7 @@ pub(super) fn trouble(pod: &Pod) -> Option<(String, String)> {
         let now = state.terminated.as_ref().filter(|t| t.exit_code != 0);
         let last = c.last_state.as_ref().and_then(|s| s.terminated.as_ref());
         now.or(last).map(|t| match (&t.message, t.signal) {
+            _ if t.reason.as_deref() == Some("OOMKilled") => "ended for want of memory (OOMKilled)".to_owned(),
             (Some(message), _) => format!("restarted after {message}"),
             (None, Some(signal)) => format!("ended by signal {signal}"),
             (None, None) => format!("ended with exit code {}", t.exit_code),
@@ -152,6 +155,22 @@ pub(super) fn trouble(pod: &Pod) -> Option<(String, String)> {
         Some((container.name.clone(), format!("container {}: {why}", container.name)))
     };
     waiting.or_else(failed).or_else(unready)
+}
+
+/// Ports that several containers of a pod declare: only one of them can listen there.
+fn shared_ports(pod: &Pod) -> Vec<String> {
+    let mut owners: BTreeMap<(i32, String), Vec<&str>> = BTreeMap::new();
+    for container in pod.spec.iter().flat_map(|s| &s.containers) {
+        for port in container.ports.iter().flatten() {
+            let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".into());
+            let names = owners.entry((port.container_port, protocol)).or_default();
+            if !names.contains(&container.name.as_str()) {
+                names.push(&container.name);
+            }
+        }
+    }
+    let shared = owners.into_iter().filter(|(_, names)| names.len() > 1);
+    shared.map(|((port, _), names)| format!("port {port} is declared by containers {}", names.join(" and "))).collect()
 }
 
 #[cfg(test)]

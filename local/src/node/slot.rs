@@ -1,6 +1,7 @@
 //! One container of a pod over all its starts: its state, and what happens next.
 
 use super::store::now;
+use crate::cgroup::Group;
 use crate::container::Spec;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
@@ -47,15 +48,21 @@ pub(crate) struct Terminated {
     pub(crate) since: Option<Time>,
     pub(crate) at: Time,
     pub(crate) message: Option<String>,
+    /// The kernel ended it because it used more memory than it may.
+    pub(crate) out_of_memory: bool,
 }
 
 impl Terminated {
     pub(crate) fn new(code: i32, signal: Option<i32>, since: Option<Time>) -> Self {
-        Self { code, signal, since, at: now(), message: None }
+        Self { code, signal, since, at: now(), message: None, out_of_memory: false }
     }
 
     fn state(&self) -> ContainerStateTerminated {
-        let reason = if self.code == 0 { "Completed" } else { "Error" };
+        let reason = match self.code {
+            _ if self.out_of_memory => "OOMKilled",
+            0 => "Completed",
+            _ => "Error",
+        };
         ContainerStateTerminated {
             exit_code: self.code,
             signal: self.signal,
@@ -103,6 +110,8 @@ pub(crate) struct Slot {
     pub(crate) killed_because: Option<String>,
     pub(crate) kill_at: Option<Instant>,
     pub(crate) probes: Vec<Task>,
+    /// Where its limits are kept, if it has any.
+    pub(crate) group: Option<Group>,
     last: Option<Terminated>,
     restarts: i32,
     starts: u32,
@@ -141,6 +150,7 @@ impl Slot {
             killed_because: None,
             kill_at: None,
             probes: Vec::new(),
+            group: None,
             last: None,
             restarts: 0,
             starts: 0,

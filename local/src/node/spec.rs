@@ -4,6 +4,7 @@ use super::Node;
 use super::env::{self, Env};
 use super::store::now;
 use super::volumes::Volumes;
+use crate::cgroup::Limits;
 use crate::container::{BIN_DIR, Spec};
 use k8s_openapi::api::core::v1::{Container, Pod, PodCondition, PodStatus};
 use std::collections::BTreeMap;
@@ -158,6 +159,17 @@ pub(crate) fn build(
         env,
         ..Spec::default()
     })
+}
+
+/// What a container may use at most.
+///
+/// # Errors
+/// When a limit is no quantity.
+pub(crate) fn limits(container: &Container) -> Result<Limits, String> {
+    let limits = container.resources.as_ref().and_then(|r| r.limits.as_ref());
+    let value = |name: &str| limits.and_then(|l| l.get(name)).map(env::quantity_value).transpose();
+    let memory = value("memory")?.filter(|octets| *octets >= 1.0).map(|octets| octets as u64);
+    Ok(Limits { memory, cpu: value("cpu")?.filter(|cpu| *cpu > 0.0) })
 }
 
 /// Writes a specification where only root can read it.

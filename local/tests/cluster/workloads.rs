@@ -10,6 +10,8 @@ pub const TESTS: &[(&str, fn())] = &[
     ("probes_decide_about_traffic_and_restarts", probes_decide_about_traffic_and_restarts),
     ("rolling_replacement_and_scaling_lose_no_request", rolling_replacement_and_scaling_lose_no_request),
     ("sidecars_and_completed_pods", sidecars_and_completed_pods),
+    ("limits_are_kept_and_their_groups_removed", limits_are_kept_and_their_groups_removed),
+    ("what_is_not_ready_is_explained_and_harms_nobody", what_is_not_ready_is_explained_and_harms_nobody),
 ];
 
 fn pod(name: &str, policy: &str, command: &str) -> String {
@@ -199,4 +201,85 @@ fn sidecars_and_completed_pods() {
     assert_eq!(done["status"]["initContainerStatuses"][0]["state"]["terminated"]["exitCode"], 0);
     assert_eq!(cluster.weft(&["logs", "p"]).ok(), "worked\n");
     assert!(cluster.weft(&["ps"]).ok().contains("Completed"));
+}
+
+fn what_is_not_ready_is_explained_and_harms_nobody() {
+    let cluster = Cluster::up(CLIENT);
+    let listen = "command: [/usr/bin/python3, -m, http.server, '8080'], ports: [{containerPort: 8080}]";
+    let manifest = [
+        pod("crash", "Always", "echo the reason; exit 3"),
+        pod("deaf", "Always", "exec sleep infinity").replace(
+            "containers: [{name: main, image: x,",
+            "containers: [{name: main, image: x, readinessProbe: {tcpSocket: {port: 9}, periodSeconds: 1, failureThreshold: 1},",
+        ),
+        pod("stuck", "Always", "exec sleep infinity")
+            .replace("terminationGracePeriodSeconds: 0", "terminationGracePeriodSeconds: 3600")
+            .replace(
+                "containers: [{name: main, image: x,",
+                "containers: [{name: main, image: x, livenessProbe: {exec: {command: ['false']}, periodSeconds: 1, failureThreshold: 1, \
+                 terminationGracePeriodSeconds: 1}, lifecycle: {}, env: [{name: A, value: b}],",
+            )
+            .replace("exec sleep infinity", "trap : TERM; while :; do sleep 1; done"),
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: twice}}\nspec:\n  terminationGracePeriodSeconds: 0\n  \
+             containers: [{{name: one, image: x, {listen}}}, {{name: two, image: x, {listen}}}]\n"
+        ),
+    ];
+    cluster.apply(&manifest.concat());
+    cluster.wait_for_pod("crash", "backs off", |p| state(p) == "CrashLoopBackOff" && restarts(p) >= 2);
+    // Its own grace period is short, the pod's is not.
+    cluster.wait_for_pod("stuck", "is restarted although it does not hear", |p| restarts(p) >= 1);
+    let expected = [
+        "pod/crash in default: container main: CrashLoopBackOff ended with exit code 3",
+        "    the reason",
+        "pod/deaf in default: container main: readiness probe: connect to 10.244.",
+        "(port 8080 is declared by containers one and two)",
+        "Address already in use",
+    ];
+    let mut seen = String::new();
+    wait("ps explains what is not ready", || {
+        let shown = cluster.weft(&["ps"]);
+        seen += &shown.stderr;
+        shown.code == 0 && expected.iter().all(|part| seen.contains(part))
+    });
+    assert!(is_ready(&cluster.pod("client")));
+    // What is somebody else's trouble is not shown.
+    assert!(!cluster.weft(&["ps", "-n", "kube"]).stderr.contains("pod/"));
+}
+
+fn limits_are_kept_and_their_groups_removed() {
+    let cluster = Cluster::up(CLIENT);
+    let limited = |name: &str, limits: &str, command: &str| {
+        pod(name, "Always", command).replace("image: x,", &format!("image: x, resources: {{limits: {{{limits}}}}},"))
+    };
+    let hungry = "exec /usr/bin/python3 -c \"x = bytearray(256 << 20); import time; time.sleep(1e6)\"";
+    cluster.apply(&(limited("hungry", "memory: 64Mi", hungry) + &limited("slow", "cpu: 200m", "exec sleep infinity")));
+    let slow = cluster.wait_for_pod("slow", "runs", |p| state(p) == "running");
+    let log = || std::fs::read_to_string(cluster.run_dir().join("logs/node.log")).unwrap_or_default();
+    if log().contains("limits of memory and CPU are not enforced") {
+        // This machine has no control groups for us: it is said, and things run without limits.
+        cluster.wait_for_pod("hungry", "runs", |p| state(p) == "running");
+        return;
+    }
+    let hungry = cluster.wait_for_pod("hungry", "is ended for want of memory", |p| restarts(p) >= 1);
+    let last = &hungry["status"]["containerStatuses"][0]["lastState"]["terminated"];
+    assert_eq!((&last["reason"], &last["exitCode"]), (&"OOMKilled".into(), &137.into()), "{last:#}");
+    wait("ps says so", || cluster.weft(&["ps"]).stderr.contains("ended for want of memory (OOMKilled)"));
+    let uid = slow["metadata"]["uid"].as_str().unwrap();
+    let noted = std::fs::read_to_string(cluster.run_dir().join("control-groups")).unwrap();
+    let tops: Vec<std::path::PathBuf> = noted.lines().map(Into::into).collect();
+    let group = tops.iter().map(|top| top.join(format!("{uid}-main"))).find(|dir| {
+        let quota =
+            std::fs::read_to_string(dir.join("cpu.max")).or(std::fs::read_to_string(dir.join("cpu.cfs_quota_us")));
+        quota.is_ok_and(|quota| quota.trim() == "20000 100000" || quota.trim() == "20000")
+    });
+    let group = group.expect("the group has the limit");
+    assert!(!std::fs::read_to_string(group.join("cgroup.procs")).unwrap().is_empty());
+    // Commands that are run in the container are held to its limits, too.
+    assert!(cluster.sh("slow", "cat /proc/self/cgroup").ok().contains(&format!("{uid}-main")));
+    // They go, also when the node is killed.
+    for node in super::support::roles(&cluster.run_dir(), "__node") {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(node), nix::sys::signal::Signal::SIGKILL);
+    }
+    wait("no group is left", || !cluster.run_dir().exists() && !tops.iter().any(|top| top.exists()));
 }
