@@ -1,5 +1,7 @@
 //! What happens when something is missing, breaks, or is malformed. The proxy goes on in any case.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::*;
 use crate::policy::{
     Backend, Distribution, Filter, HttpRoute, HttpRoutes, HttpRule, Load, OpaqueRoutes, OutboundProtocol, Ratio,
@@ -74,6 +76,94 @@ async fn requests_go_to_endpoints_that_live() {
     let ready = proxy.metric("outbound_http_balancer_endpoints", &["endpoint_state=\"ready\""]);
     let pending = proxy.metric("outbound_http_balancer_endpoints", &["endpoint_state=\"pending\""]);
     assert_eq!(ready + pending, 3);
+}
+
+/// An endpoint whose proxy lives and whose application does not listen, such as one that starts anew.
+#[tokio::test]
+async fn requests_that_no_application_has_seen_go_to_another_endpoint() {
+    let (_socket, dead) = nobody();
+    let app = app(true, |request: Request<Incoming>| async move {
+        let body = text(request.into_body()).await;
+        Response::new(full(body))
+    })
+    .await;
+    let ca = Authority::new();
+    let (broken, whole) = (Proxy::start(&ca, SERVER, &[], &[dead]).await, Proxy::start(&ca, SERVER, &[], &[app]).await);
+    let client = Proxy::start(&ca, CLIENT, &[app], &[]).await;
+    client
+        .discovery
+        .set_outbound(app, routes(HttpRule { backends: balanced("web.test:80", PATIENCE), ..HttpRule::default() }));
+    client.discovery.set_endpoints("web.test:80", vec![meshed(dead, &broken), meshed(app, &whole)]);
+    let mut connection = http2(client.outbound(app)).await;
+    let large = "x".repeat(50_000);
+    for body in ["", "a small body", &large] {
+        for _ in 0..20 {
+            let request = Request::post("http://web.test/").body(full(body.to_owned())).unwrap();
+            let response = soon(connection.send_request(request)).await.unwrap();
+            assert_eq!(response.status(), 200);
+            assert!(response.headers().keys().all(|name| !name.as_str().starts_with("l5d-proxy")));
+            assert_eq!(text(response.into_body()).await, body);
+        }
+    }
+    assert!(broken.metric("inbound_http_errors_total", &["error=\"i/o\""]) > 0, "the broken one was not tried");
+    // When it is the only one, that is the answer.
+    client.discovery.set_endpoints("web.test:80", vec![meshed(dead, &broken)]);
+    until("the last endpoint is known", || {
+        client.metric("outbound_http_balancer_endpoints", &["endpoint_state=\"ready\""])
+            + client.metric("outbound_http_balancer_endpoints", &["endpoint_state=\"pending\""])
+            == 1
+    })
+    .await;
+    let request = Request::post("http://web.test/").body(full("nobody")).unwrap();
+    let response = soon(connection.send_request(request)).await.unwrap();
+    assert!([502, 504].contains(&response.status().as_u16()), "{response:?}");
+    assert!(!response.headers().contains_key("l5d-proxy-request"));
+}
+
+/// An application that dies over each request.
+#[tokio::test]
+async fn a_request_that_kills_is_repeated_once_if_that_does_no_harm() {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let killed = |seen: Arc<AtomicUsize>| {
+        raw_app(move |mut stream| {
+            let seen = seen.clone();
+            async move {
+                read_until(&mut stream, "\r\n\r\n").await;
+                seen.fetch_add(1, Ordering::SeqCst);
+            }
+        })
+    };
+    let apps = [killed(seen.clone()).await, killed(seen.clone()).await, killed(seen.clone()).await];
+    let alive = app(false, |_| async { Response::new(full("ok")) }).await;
+    let ca = Authority::new();
+    let mut servers = Vec::new();
+    for addr in apps.into_iter().chain([alive]) {
+        servers.push((addr, Proxy::start(&ca, SERVER, &[], &[addr]).await));
+    }
+    let client = Proxy::start(&ca, CLIENT, &[alive], &[]).await;
+    client
+        .discovery
+        .set_outbound(alive, routes(HttpRule { backends: balanced("web.test:80", PATIENCE), ..HttpRule::default() }));
+    let set = |servers: &[(SocketAddr, Proxy)]| {
+        let endpoints = servers.iter().map(|(addr, server)| meshed(*addr, server)).collect();
+        client.discovery.set_endpoints("web.test:80", endpoints);
+    };
+    // Only those that die: two of three.
+    set(&servers[..3]);
+    let response = soon(http1(client.outbound(alive)).await.send_request(get("/"))).await.unwrap();
+    assert_eq!(response.status(), 502);
+    assert_eq!(seen.load(Ordering::SeqCst), 2);
+    // One that dies and one that lives: nobody notices, but for what might do harm.
+    set(&servers[2..]);
+    let entry = client.outbound(alive);
+    let ask = async |method: &str| {
+        let request = Request::builder().method(method).uri("/").header("host", "web.test").body(full("")).unwrap();
+        soon(http1(entry).await.send_request(request)).await.unwrap().status()
+    };
+    while seen.load(Ordering::SeqCst) == 2 {
+        assert_eq!(ask("GET").await, 200);
+    }
+    while ask("POST").await == 200 {}
 }
 
 #[tokio::test]
