@@ -150,7 +150,11 @@ impl Exchange {
                 self.state.borrow_mut().upstream = None;
                 self.dispatch();
             }
-            Then::Discard => self.settle(),
+            Then::Discard => {
+                // What the client still sends goes nowhere, but is taken.
+                self.resume_request();
+                self.settle();
+            }
             Then::Propagate(reason) => {
                 let class = lost.reset.map_or("unclassified", Reason::name);
                 tracing::debug!(client = %self.front.io.peer(), "{}: {}", self.whom(), lost.message);
