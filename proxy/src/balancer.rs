@@ -175,9 +175,10 @@ impl Balancer {
         self.upstreams.borrow().iter().any(|u| u.is_ready() && u.weight() > 0)
     }
 
-    /// True when it is worth to try again after an endpoint has failed: another one can be chosen, or may be soon.
+    /// True when it is worth to try again after an endpoint has failed: another one can be chosen, or may be soon. Discovery
+    /// may replace the last one at any moment.
     pub fn has_others(&self) -> bool {
-        self.upstreams.borrow().len() > 1 || self.has_ready()
+        self.watcher.get().is_some() || self.upstreams.borrow().len() > 1 || self.has_ready()
     }
 
     /// True when an endpoint can be chosen that nothing speaks against.
@@ -209,7 +210,9 @@ impl Balancer {
             let message = format!("{}: too many requests wait for an endpoint", self.name);
             return exchange.fail(&Failure::new(Kind::LoadShed, message));
         }
-        exchange.set_queue_timer(self.worker.after(queue.failfast, Due::Failfast(exchange.clone())));
+        // One that has waited before, and then found nothing but a refusal, has only the rest of its time.
+        let left = queue.failfast.saturating_sub(exchange.waited());
+        exchange.set_queue_timer(self.worker.after(left, Due::Failfast(exchange.clone())));
         self.waiting.borrow_mut().push_back(exchange.clone());
     }
 

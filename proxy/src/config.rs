@@ -45,6 +45,8 @@ pub struct Config {
     pub shutdown_grace: Duration,
     /// HTTP/2 flow control windows of the data path.
     pub http2: Http2Config,
+    /// How long HTTP/1 clients may stand still. Not the environment's to decide.
+    pub http1: Http1Config,
     /// Limits of watches on the control plane.
     pub control_streams: StreamLimits,
 }
@@ -67,6 +69,30 @@ pub struct Http2Config {
     pub stream_window: u32,
     /// Octets of a connection's receive window. `HTTP2_INITIAL_CONNECTION_WINDOW_SIZE`.
     pub connection_window: u32,
+}
+
+/// How long HTTP/1 clients may stand still. Only a client that is waited for is meant, never one that waits.
+#[derive(Debug, Clone, Copy)]
+pub struct Http1Config {
+    /// From the first octet of a request's head to its last one.
+    pub head: Duration,
+    /// Without an octet of a request's body or of its response.
+    pub body: Duration,
+    /// Between requests.
+    pub idle: Duration,
+}
+
+impl Default for Http1Config {
+    fn default() -> Self {
+        Self {
+            // hyper's limit; nginx and node have twice as much.
+            head: Duration::from_secs(30),
+            // Envoy's limit for streams that stand still.
+            body: Duration::from_secs(300),
+            // Applications keep connections for long; each that is closed may cost a request that is just on its way.
+            idle: Duration::from_secs(3600),
+        }
+    }
 }
 
 /// Identity settings.

@@ -141,7 +141,7 @@ pub async fn protocol(io: &Io, limit: Option<Duration>, race: Race<'_>) -> io::R
         Detected::Unknown => Some(Protocol::Opaque),
         Detected::NeedMore => (octets.len() >= HTTP_LIMIT).then_some(Protocol::Opaque),
     };
-    Box::pin(look(io, limit, race, decide)).await
+    Box::pin(look(io, limit, race, decide, Protocol::Opaque)).await
 }
 
 /// Looks for TLS.
@@ -154,14 +154,16 @@ pub async fn hello(io: &Io, limit: Option<Duration>, race: Race<'_>) -> io::Resu
         ClientHello::NotTls => Some(Hello::Plain),
         ClientHello::Hello { sni, .. } => Some(Hello::Tls(sni)),
     };
-    Box::pin(look(io, limit, race, decide)).await
+    Box::pin(look(io, limit, race, decide, Hello::Plain)).await
 }
 
+/// `cut` is what a client speaks that ends its side before it has said enough.
 async fn look<T>(
     io: &Io,
     limit: Option<Duration>,
     race: Race<'_>,
     decide: impl Fn(&[u8]) -> Option<T>,
+    cut: T,
 ) -> io::Result<Seen<T>> {
     let mut seen = Vec::new();
     let mut server: Option<TcpUpstream> = None;
@@ -179,8 +181,11 @@ async fn look<T>(
         tokio::select! {
             biased;
             read = read_some(io, &mut seen) => {
-                if read? == 0 {
-                    break Seen::Ended;
+                match read? {
+                    0 if seen.is_empty() => break Seen::Ended,
+                    // It may wait for an answer all the same.
+                    0 => break Seen::Client(cut, server),
+                    _ => {}
                 }
                 // A client that speaks needs no race.
                 race = None;

@@ -344,7 +344,8 @@ impl Target {
                 InboundProtocol::Http2(_) | InboundProtocol::Grpc(_) => Some(Version::H2),
                 InboundProtocol::Http1(_) => {
                     // Declared; a meshed client carries HTTP/1 as HTTP/2.
-                    match detect::protocol(io, None, None).await.map_err(broken)? {
+                    let limit = self.worker.ctx.config.http1.idle;
+                    match detect::protocol(io, Some(limit), None).await.map_err(broken)? {
                         Seen::Client(Protocol::Http2, _) => Some(Version::H2),
                         Seen::Ended => return Ok(()),
                         _ => Some(Version::H11),

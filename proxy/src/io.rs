@@ -186,10 +186,12 @@ impl Io {
                 }
                 // The first turn runs on what is there already: nothing for a client, the ClientHello for a server.
                 let fill = std::mem::replace(&mut started, true);
-                if ready!(inner.poll_unseal(cx, &mut input, fill))? == Unsealed::End {
+                let end = ready!(inner.poll_unseal(cx, &mut input, fill))? == Unsealed::End;
+                // The end of the handshake may bring everything that the peer has to say, and its end.
+                inner.early.extend_from_slice(input.octets());
+                if end && inner.tls.as_ref().is_some_and(|tls| tls.is_handshaking()) {
                     return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
                 }
-                inner.early.extend_from_slice(input.octets());
             }
         })
         .await
@@ -263,6 +265,20 @@ impl Io {
     /// True after a write has failed.
     pub fn is_broken(&self) -> bool {
         self.inner.borrow().broken.is_some()
+    }
+
+    /// Waits until the peer resets the connection, as it may after it has ended its own side; it is asked now and then
+    /// whether it is still there.
+    pub async fn reset_by_peer(&self) -> io::Error {
+        let watch = net::ErrorWatch::new(&self.inner.borrow().stream);
+        match watch {
+            Ok(watch) => watch.error().await,
+            Err(error) => {
+                // Then the next write finds out.
+                tracing::debug!(peer = %self.peer, %error, "the end of a connection is not watched for");
+                std::future::pending().await
+            }
+        }
     }
 
     /// Makes the end of this connection a reset.

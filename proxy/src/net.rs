@@ -4,13 +4,17 @@ use std::{
     fs::File,
     io,
     net::{IpAddr, SocketAddr},
+    os::fd::AsFd as _,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
 use futures_util::FutureExt as _;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::Interest,
+    net::{TcpListener, TcpStream},
+};
 
 use crate::config::ProxySide;
 
@@ -22,6 +26,10 @@ static USED: AtomicBool = AtomicBool::new(false);
 
 /// Accept queue when the configuration names none; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+
+/// A peer that has ended its side is asked so often whether it is still there. One that has only ended its side answers; of
+/// one that has closed, the system forgets the connection after a minute, and answers with a reset.
+const PROBE: Duration = Duration::from_secs(15);
 
 /// An accepted connection.
 pub struct Accepted {
@@ -130,6 +138,32 @@ pub fn set_options(stream: &TcpStream, keepalive: Option<Duration>, user_timeout
         socket.set_tcp_user_timeout(user_timeout)?;
     }
     Ok(())
+}
+
+/// Sees a connection break from which nothing is read and to which nothing is written.
+pub struct ErrorWatch(TcpStream);
+
+impl ErrorWatch {
+    /// Watches a connection by a file descriptor of its own.
+    ///
+    /// # Errors
+    /// There is none left.
+    pub fn new(stream: &TcpStream) -> io::Result<Self> {
+        SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(PROBE).with_interval(PROBE))?;
+        let socket = stream.as_fd().try_clone_to_owned()?;
+        TcpStream::from_std(socket.into()).map(Self)
+    }
+
+    /// Waits until the connection breaks: why.
+    pub async fn error(&self) -> io::Error {
+        match self.0.ready(Interest::ERROR).await {
+            Ok(_) => {
+                let error = self.0.take_error();
+                error.ok().flatten().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into())
+            }
+            Err(error) => error,
+        }
+    }
 }
 
 /// Makes closing the socket send a reset: the peer learns that what it got is not all.

@@ -205,7 +205,8 @@ impl Target {
             }
             OutboundProtocol::Http1(_) => {
                 // Declared, but in which version an application speaks is seen anyhow.
-                match detect::protocol(&io, None, None).await.map_err(broken)? {
+                let limit = self.worker.ctx.config.http1.idle;
+                match detect::protocol(&io, Some(limit), None).await.map_err(broken)? {
                     Seen::Client(Protocol::Http2, _) => self.http(io, Version::H2).await,
                     Seen::Ended => {}
                     _ => self.http(io, Version::H11).await,

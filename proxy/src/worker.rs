@@ -7,6 +7,7 @@ use std::{
     rc::{Rc, Weak},
     sync::Arc,
     task::{Poll, Waker},
+    time::Instant,
 };
 
 use tokio::sync::Notify;
@@ -19,7 +20,7 @@ use crate::{
     config::{Http2Config, ProxySide},
     detect::Speakers,
     drain::Phase,
-    http::{Conn, Exchange},
+    http::{Conn, Exchange, slow_interval},
     inbound,
     memory::Memory,
     metrics::Direction,
@@ -46,6 +47,8 @@ pub enum Due {
     Ping(Weak<Conn>),
     /// An HTTP/2 connection is looked at.
     Beat(Weak<Conn>),
+    /// HTTP/1 clients are looked at.
+    Judge,
     /// An outbound destination may have become idle.
     EvictOutbound(SocketAddr),
     /// An inbound destination may have become idle.
@@ -77,6 +80,8 @@ pub struct Worker {
     pub balancers: RefCell<Balancers>,
     /// Client connections, to tell them to drain.
     fronts: RefCell<slab::Slab<Weak<Conn>>>,
+    /// HTTP/1 clients are looked at now and then.
+    judging: Cell<bool>,
     dirty: RefCell<Vec<Rc<Conn>>>,
     flusher: RefCell<Option<Waker>>,
     in_flight: [Cell<usize>; 2],
@@ -117,6 +122,7 @@ impl Worker {
             speakers: Speakers::default(),
             balancers: RefCell::default(),
             fronts: RefCell::default(),
+            judging: Cell::new(false),
             dirty: RefCell::default(),
             flusher: RefCell::default(),
             in_flight: Default::default(),
@@ -232,6 +238,7 @@ impl Worker {
                             conn.beat();
                         }
                     }
+                    Due::Judge => self.judge_clients(),
                     Due::EvictOutbound(addr) => outbound::evict(&self, addr),
                     Due::EvictInbound(key) => inbound::evict(&self, &key),
                 }
@@ -245,7 +252,25 @@ impl Worker {
         if *self.ctx.drain.borrow() == Phase::Ending {
             conn.drain();
         }
+        if !conn.is_h2() && !self.judging.replace(true) {
+            self.after(slow_interval(&self.ctx.config.http1), Due::Judge);
+        }
         self.fronts.borrow_mut().insert(Rc::downgrade(conn))
+    }
+
+    /// Ends HTTP/1 connections whose clients stand still, and looks again later if there are others.
+    fn judge_clients(&self) {
+        let limits = &self.ctx.config.http1;
+        let now = Instant::now();
+        let fronts: Vec<_> = self.fronts.borrow().iter().filter_map(|(_, c)| c.upgrade()).collect();
+        let some = fronts.iter().any(|conn| !conn.is_h2());
+        for conn in fronts {
+            conn.judge(limits, now);
+        }
+        self.judging.set(some);
+        if some {
+            self.after(slow_interval(limits), Due::Judge);
+        }
     }
 
     /// Forgets a connection.

@@ -1,47 +1,9 @@
-//! Other people's HTTP: curl, nghttp, h2load, wrk, nghttpd and node as clients of the proxies and as servers behind them.
-//! Needs the Debian packages curl, nghttp2-client, nghttp2-server, wrk and nodejs.
+//! Other people's HTTP: curl, nghttp, h2load, wrk, nghttpd, node and Python's h2 as clients of the proxies and as servers
+//! behind them. Needs the Debian packages curl, nghttp2-client, nghttp2-server, wrk, nodejs and python3-h2.
 
 mod support;
 
-use std::{
-    io::{BufRead as _, BufReader},
-    process::{Child, Command, Stdio},
-};
-
-use support::{Mesh, Netns, eventually};
-
-/// A process in a namespace, killed on drop.
-struct Background(Child);
-
-impl Background {
-    fn start(ns: &Netns, command: &[&str]) -> Self {
-        let (program, args) = command.split_first().unwrap();
-        let child = ns.enter(|| {
-            Command::new(program)
-                .args(args)
-                .stdin(Stdio::null())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap_or_else(|e| panic!("cannot run {program}: {e}"))
-        });
-        Self(child)
-    }
-
-    /// Waits for a line of its output.
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        BufReader::new(self.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        line
-    }
-}
-
-impl Drop for Background {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use support::{Background, Mesh, eventually};
 
 /// node's http2 and http modules on one port, told apart by the first octets.
 const NODE: &str = r"
@@ -161,4 +123,30 @@ fn nghttpd_is_a_server() {
     let out = mesh.client.ns.run(&["h2load", "-n", "200", "-c", "2", "-m", "10", "http://10.96.0.100/file"]);
     assert!(out.contains("200 succeeded, 0 failed, 0 errored"), "{out}");
     assert!(out.contains("status codes: 200 2xx"), "{out}");
+}
+
+/// A call of Python's h2, which takes whatever breaks the protocol as the end of the connection, on both sides.
+fn python_h2(case: &str) {
+    let program = |name| format!("{}/tests/programs/{name}", env!("CARGO_MANIFEST_DIR"));
+    let mesh = Mesh::two_pods();
+    let python = ["/usr/bin/python3", "-B"];
+    let mut server = Background::start(&mesh.server.ns, &[&python[..], &[&program("h2_server.py"), "8080"]].concat());
+    assert_eq!(server.line(), "ready\n");
+    let call = [&program("h2_client.py"), "10.96.0.100", "80", case];
+    assert_eq!(mesh.client.ns.run(&[&python[..], &call].concat()), "as expected\n");
+}
+
+#[test]
+fn python_h2_exchanges_bodies_larger_than_windows_with_trailers() {
+    python_h2("bodies");
+}
+
+#[test]
+fn python_h2_sees_resets_of_a_server_on_their_streams_only() {
+    python_h2("reset");
+}
+
+#[test]
+fn python_h2_servers_that_go_away_cost_no_request() {
+    python_h2("goaway");
 }

@@ -222,10 +222,14 @@ fn a_server_that_speaks_first_is_heard_at_once() {
 
 #[test]
 fn a_pod_reaches_itself_by_its_service() {
-    let mesh = Mesh::two_pods();
+    let mut mesh = Mesh::two_pods();
     web(mesh.server.listen(mesh.app_port));
     let (status, body) = app::get(&mesh.server, mesh.vip, "/self");
     assert_eq!((status, body.as_str()), (200, "SECRET answer to /self"));
+    // Through both sides of its proxy, and by mutual TLS between them.
+    for direction in ["direction=\"outbound\"", "direction=\"inbound\""] {
+        mesh.server.proxy().wait_metric("request_total", &[direction, "tls=\"true\""], |n| n == 1.0);
+    }
 }
 
 #[test]
@@ -352,11 +356,15 @@ fn a_killed_peer_is_replaced() {
     assert_eq!(app::get(&mesh.client, mesh.vip, "/").0, 200);
     mesh.server.proxy().signal(Signal::SIGKILL);
     mesh.server.proxy().wait_exit();
-    let (status, _) = app::get(&mesh.client, mesh.vip, "/");
-    assert!(matches!(status, 502..=504), "{status}");
-    let ns = mesh.server.ns.clone();
-    let identity = mesh.server.identity.clone();
-    mesh.server.proxy = Some(Proxy::builder_in(&mesh.control, &identity, &ns).spawn_ready());
+    let status = std::thread::scope(|scope| {
+        let (client, vip) = (&mesh.client, mesh.vip);
+        let waiting = scope.spawn(move || app::get(client, vip, "/").0);
+        let (ns, identity) = (mesh.server.ns.clone(), mesh.server.identity.clone());
+        mesh.server.proxy = Some(Proxy::builder_in(&mesh.control, &identity, &ns).spawn_ready());
+        waiting.join().unwrap()
+    });
+    // It waits for the new one, unless that takes too long.
+    assert!(matches!(status, 200 | 504), "{status}");
     eventually("the new proxy to be used", || (app::get(&mesh.client, mesh.vip, "/").0 == 200).then_some(()));
 }
 

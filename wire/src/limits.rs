@@ -30,6 +30,9 @@ pub struct Limits {
     pub stream_window: u32,
     /// HTTP/2 receive window of a connection, in octets.
     pub connection_window: u32,
+    /// Octets that the streams of an HTTP/2 connection may hold together (delivered to the driver, who has not passed them on)
+    /// without using up the connection's window: as long as they do not, streams that stand still stop nobody else.
+    pub held: u32,
     /// Largest HTTP/2 frame payload accepted, in octets (SETTINGS_MAX_FRAME_SIZE).
     pub frame_size: u32,
     /// Number of received frames after which the counters of `rapid_resets` and `idle_frames` decay by half.
@@ -52,6 +55,8 @@ impl Default for Limits {
             hpack_table: 4096,
             stream_window: 64 * 1024,
             connection_window: 1024 * 1024,
+            // 256 streams that hold their whole window.
+            held: 16 * 1024 * 1024,
             frame_size: 16 * 1024,
             window_frames: 2000,
         }

@@ -262,7 +262,8 @@ fn states_of_streams() {
 
 #[test]
 fn a_connection_window_cannot_be_exceeded() {
-    let mut c = server(&Limits { connection_window: 65535, stream_window: 1 << 20, ..Limits::default() });
+    let limits = Limits { connection_window: 65535, stream_window: 1 << 20, held: 0, ..Limits::default() };
+    let mut c = server(&limits);
     let mut input = headers(1, false, &POST);
     (0..3).for_each(|_| input.extend(frame(DATA, 0, 1, &[0; 16384])));
     input.extend(frame(DATA, 0, 1, &[0; 16383]));

@@ -319,6 +319,7 @@ fn converse(seed: u64) {
     let mut limits = || Limits {
         stream_window: *rng.choice(&[0, 1000, 5000, 65_535, 200_000]).unwrap(),
         connection_window: *rng.choice(&[0, 65_535, 70_000, 1 << 20]).unwrap(),
+        held: *rng.choice(&[0, 1000, 100_000, 16 << 20]).unwrap(),
         hpack_table: *rng.choice(&[0, 100, 4096, 10_000]).unwrap(),
         frame_size: *rng.choice(&[16_384, 50_000]).unwrap(),
         concurrent_streams: *rng.choice(&[1, 10, 100]).unwrap(),

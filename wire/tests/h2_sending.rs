@@ -386,6 +386,51 @@ fn updates_are_batched_at_half_windows() {
     assert_eq!(out.iter().map(|f| (f.id, f.code())).collect::<Vec<_>>(), []);
 }
 
+/// Sends bodies of 16,000 octets on as many streams until the connection's window stops it; none is taken. The number of
+/// octets, and the window that is left.
+fn fill(c: &mut Connection, mut window: i64, streams: u32) -> (i64, i64) {
+    let mut sent_octets = 0;
+    for id in (1..=2 * streams).step_by(2) {
+        feed(c, &headers(id, false, &POST)).unwrap();
+        for _ in 0..4 {
+            if window < 16_000 {
+                return (sent_octets, window);
+            }
+            feed(c, &frame(DATA, 0, id, &[0; 16_000])).unwrap();
+            sent_octets += 16_000;
+            window -= 16_000;
+            window += sent(c)
+                .iter()
+                .filter(|f| f.kind == WINDOW_UPDATE && f.id == 0)
+                .map(|f| i64::from(f.code()))
+                .sum::<i64>();
+        }
+    }
+    (sent_octets, window)
+}
+
+#[test]
+fn streams_that_stand_still_leave_the_connections_window_to_others() {
+    let limits = Limits::default();
+    let window = i64::from(limits.connection_window);
+    let mut c = server(&limits);
+    // Four times what the window would hold.
+    let (octets, left) = fill(&mut c, window, 64);
+    assert_eq!(octets, 64 * 64_000);
+    assert!(left >= window / 2, "{left}");
+    // What they hold is bounded all the same.
+    let limits = Limits { held: 2_000_000, ..limits };
+    let mut c = server(&limits);
+    let (octets, _) = fill(&mut c, window, 1000);
+    assert!(octets <= 2_000_000 + window && octets > 2_000_000, "{octets}");
+    // Some that are taken from let the others go on, however many stand still.
+    for id in (1..2 * 10).step_by(2) {
+        c.release(id, u32::MAX);
+    }
+    let given: u32 = sent(&mut c).iter().filter(|f| f.kind == WINDOW_UPDATE && f.id == 0).map(Frame::code).sum();
+    assert!(given > 0);
+}
+
 #[test]
 fn pings_are_answered_and_matched() {
     let mut c = server(&Limits::default());

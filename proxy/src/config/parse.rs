@@ -12,8 +12,8 @@ use ipnet::IpNet;
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
 use super::{
-    AdminConfig, Backoff, Config, ControlAddr, DefaultPolicy, DestinationConfig, Error, Http2Config, IdentityConfig,
-    LogConfig, PolicyConfig, ProxySide, StreamLimits,
+    AdminConfig, Backoff, Config, ControlAddr, DefaultPolicy, DestinationConfig, Error, Http1Config, Http2Config,
+    IdentityConfig, LogConfig, PolicyConfig, ProxySide, StreamLimits,
 };
 
 const PREFIX: &str = "LINKERD2_PROXY_";
@@ -117,6 +117,7 @@ impl Config {
                 stream_window: source.or("HTTP2_INITIAL_STREAM_WINDOW_SIZE", 65_535, window)?,
                 connection_window: source.or("HTTP2_INITIAL_CONNECTION_WINDOW_SIZE", 1024 * 1024, window)?,
             },
+            http1: Http1Config::default(),
             control_streams: control_streams(&source)?,
         })
     }

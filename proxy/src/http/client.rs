@@ -135,6 +135,7 @@ fn ending(conn: &Rc<Conn>, written: bool) -> bool {
         Closing::Abort => true,
         Closing::Flush => written && !conn.has_output(),
         Closing::WhenIdle if conn.is_idle() => {
+            conn.go_away();
             conn.closing.set(Closing::Flush);
             written && !conn.has_output()
         }

@@ -4,21 +4,24 @@ use std::{
     cell::{Cell, RefCell},
     rc::{Rc, Weak},
     task::{Context, Waker},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use weft_wire::{
-    Headers, Limits, Request, Response, Version,
+    Limits, Version,
     h1::{self, Framing},
-    h2::{self, Reason, SendError, StreamId},
+    h2::{self, StreamId},
 };
 
-use super::{Exchange, Router, client, liveness::Liveness, server, streams::Streams};
+use super::{Exchange, Router, client, liveness::Liveness, server, slow::Slowness, streams::Streams};
 use crate::{
     io::{Io, give_buffer, take_buffer},
     upstream::Upstream,
-    worker::{Due, Worker},
+    worker::Worker,
 };
+
+mod ending;
+mod send;
 
 /// Octets of HTTP/1 output that wait, beyond which the source is paused.
 const HIGH: usize = 256 * 1024;
@@ -100,14 +103,17 @@ pub struct Conn {
     /// HTTP/1: the exchange that waits for this connection's output to shrink.
     blocked: RefCell<Option<Rc<Exchange>>>,
     pub(super) paused: Cell<bool>,
-    /// There was a request.
-    served: Cell<bool>,
+    /// HTTP/1: the client sends nothing more.
+    pub(super) half_closed: Cell<bool>,
+    /// Requests of the client.
+    pub(super) requests: Cell<u64>,
+    pub(super) slowness: Slowness,
     pub(super) closing: Cell<Closing>,
     dirty: Cell<bool>,
     waker: RefCell<Option<Waker>>,
     /// Where a switched connection continues.
     pub(super) tunnel: RefCell<Option<(Rc<Io>, Vec<u8>)>>,
-    /// Something was read since the last look.
+    /// Something was read, or for HTTP/1 written, since the last look.
     pub(super) active: Cell<bool>,
     pub(super) ping_sent: Cell<bool>,
     /// HTTP/2: when the codec was last told of the time.
@@ -131,7 +137,9 @@ impl Conn {
             out: RefCell::default(),
             blocked: RefCell::default(),
             paused: Cell::new(false),
-            served: Cell::new(false),
+            half_closed: Cell::new(false),
+            requests: Cell::new(0),
+            slowness: Slowness::default(),
             closing: Cell::new(Closing::No),
             dirty: Cell::new(false),
             waker: RefCell::default(),
@@ -263,6 +271,7 @@ impl Conn {
                     if h1_out.is_empty() {
                         break;
                     }
+                    self.active.set(true);
                     (&mut h1_out, None)
                 }
             };
@@ -318,181 +327,6 @@ impl Conn {
         self.streams.borrow().len()
     }
 
-    // What exchanges ask for.
-
-    /// Sends a request's head: the stream it got.
-    pub(super) fn send_request(self: &Rc<Self>, head: &Request, end: bool) -> Result<StreamId, SendError> {
-        if self.closing.get() != Closing::No || self.io.is_broken() {
-            return Err(SendError::GoingAway);
-        }
-        let id = match &mut *self.codec.borrow_mut() {
-            Codec::H2(h2) => {
-                ready_output(h2);
-                h2.send_request(head, end)?
-            }
-            Codec::Client1(c) => {
-                if c.sending || c.receiving || !c.decoder.is_idle() {
-                    return Err(SendError::Busy);
-                }
-                c.framing = h1::request_framing(head, end);
-                c.sending = !end;
-                c.receiving = true;
-                c.requests += 1;
-                c.decoder.expect(&head.method);
-                h1::encode_request(head, c.framing, &mut h1_output(&self.out));
-                1
-            }
-            Codec::Server1(_) => return Err(SendError::GoingAway),
-        };
-        self.touch();
-        self.awaits();
-        Ok(id)
-    }
-
-    /// Remembers what a response to this request must look like.
-    pub(super) fn note_request(self: &Rc<Self>, head: &Request, end: bool) {
-        self.served.set(true);
-        if self.closing.get() == Closing::AfterNext {
-            self.closing.set(Closing::WhenIdle);
-            if let Codec::H2(h2) = &mut *self.codec.borrow_mut() {
-                ready_output(h2);
-                h2.go_away(Reason::NO_ERROR);
-            }
-            self.touch();
-        }
-        if let Codec::Server1(s) = &mut *self.codec.borrow_mut() {
-            s.method.clear();
-            s.method.extend_from_slice(&head.method);
-            s.version = head.version;
-            s.receiving = !end;
-            s.discarded = 0;
-        }
-    }
-
-    /// Sends a 1xx head; HTTP/1.0 clients do not know them.
-    pub(super) fn send_informational(self: &Rc<Self>, id: StreamId, head: &Response) {
-        match &mut *self.codec.borrow_mut() {
-            Codec::H2(h2) => {
-                ready_output(h2);
-                h2.send_informational(id, head);
-            }
-            Codec::Server1(s) if s.version == Version::H11 => {
-                h1::encode_response(head, Framing::None, true, s.version, &mut h1_output(&self.out));
-            }
-            _ => return,
-        }
-        self.touch();
-    }
-
-    /// Sends the final head of a response.
-    pub(super) fn send_response(self: &Rc<Self>, id: StreamId, head: &Response, end: bool) {
-        match &mut *self.codec.borrow_mut() {
-            Codec::H2(h2) => {
-                ready_output(h2);
-                h2.send_response(id, head, end);
-            }
-            Codec::Server1(s) => {
-                s.framing = h1::response_framing(&s.method, head, end, s.version);
-                s.tunnel = head.status == 101 || (s.method == b"CONNECT" && (200..300).contains(&head.status));
-                s.keep_alive = s.decoder.keep_alive()
-                    && self.closing.get() == Closing::No
-                    && s.framing != Framing::UntilClose
-                    // A client that waits for 100 may or may not send its body now; the connection cannot tell.
-                    && !(s.receiving && s.decoder.expects_continue());
-                let keep_alive = s.keep_alive || s.tunnel;
-                h1::encode_response(head, s.framing, keep_alive, s.version, &mut h1_output(&self.out));
-            }
-            Codec::Client1(_) => return,
-        }
-        self.touch();
-    }
-
-    /// Sends a piece of a body.
-    pub(super) fn send_data(self: &Rc<Self>, id: StreamId, data: &[u8], end: bool) {
-        match &mut *self.codec.borrow_mut() {
-            Codec::H2(h2) => {
-                ready_output(h2);
-                h2.send_data(id, data, end);
-            }
-            codec => {
-                let framing = codec.h1_framing();
-                let mut out = h1_output(&self.out);
-                h1::encode_data(framing, data, &mut out);
-                if end {
-                    h1::encode_end(framing, None, &mut out);
-                    codec.h1_ended();
-                }
-            }
-        }
-        self.touch();
-    }
-
-    /// Ends a message, with trailers if there are any.
-    pub(super) fn send_end(self: &Rc<Self>, id: StreamId, trailers: Option<&Headers>) {
-        match &mut *self.codec.borrow_mut() {
-            Codec::H2(h2) => {
-                ready_output(h2);
-                match trailers {
-                    Some(trailers) => h2.send_trailers(id, trailers),
-                    None => h2.send_data(id, &[], true),
-                }
-            }
-            codec => {
-                h1::encode_end(codec.h1_framing(), trailers, &mut h1_output(&self.out));
-                codec.h1_ended();
-            }
-        }
-        self.touch();
-    }
-
-    /// Breaks a stream off. An HTTP/1 connection goes with it.
-    pub(super) fn reset(self: &Rc<Self>, id: StreamId, reason: Reason) {
-        self.remove(id);
-        match &mut *self.codec.borrow_mut() {
-            Codec::H2(h2) => {
-                ready_output(h2);
-                h2.reset(id, reason);
-            }
-            _ => self.closing.set(Closing::Abort),
-        }
-        self.touch();
-        self.wake();
-    }
-
-    /// Gives receive window back.
-    pub(super) fn release(self: &Rc<Self>, id: StreamId, octets: u32) {
-        if octets == 0 {
-            return;
-        }
-        if let Codec::H2(h2) = &mut *self.codec.borrow_mut() {
-            h2.release(id, octets);
-            if h2.output().is_empty() {
-                return;
-            }
-        }
-        self.touch();
-    }
-
-    /// True when the source of that stream should stop. `exchange` is told to resume it.
-    pub(super) fn is_full(&self, id: StreamId, exchange: &Rc<Exchange>) -> bool {
-        if let Codec::H2(h2) = &*self.codec.borrow() {
-            return h2.is_full(id);
-        }
-        let full = self.h1_backlog() > HIGH;
-        if full {
-            *self.blocked.borrow_mut() = Some(exchange.clone());
-        }
-        full
-    }
-
-    /// Octets of that stream which have not reached the connection's output.
-    pub(super) fn queued(&self, id: StreamId) -> usize {
-        match &*self.codec.borrow() {
-            Codec::H2(h2) => h2.queued(id),
-            _ => 0,
-        }
-    }
-
     /// Stops reading (HTTP/1).
     pub(super) fn pause(&self) {
         self.paused.set(true);
@@ -517,7 +351,8 @@ impl Conn {
                     self.closing.set(Closing::Flush);
                 }
                 // Without anything to do the owner sleeps on, until the next request comes.
-                if paused || s.tunnel || self.closing.get() != Closing::No || !self.rest.borrow().is_empty() {
+                let closes = self.closing.get() != Closing::No || self.half_closed.get();
+                if paused || s.tunnel || closes || !self.rest.borrow().is_empty() {
                     self.wake();
                 }
             }
@@ -558,11 +393,6 @@ impl Conn {
         }
     }
 
-    /// True when nothing is read from this connection any more.
-    pub(super) fn is_over(&self) -> bool {
-        matches!(self.closing.get(), Closing::Flush | Closing::Abort)
-    }
-
     /// Tells the codec of the seconds that have passed, so that it judges the peer by the present.
     pub(super) fn tick(&self) {
         let seconds = self.ticked.get().elapsed().as_secs();
@@ -591,51 +421,6 @@ impl Conn {
         open && self.closing.get() == Closing::No && !self.io.is_broken()
     }
 
-    /// No new exchanges on this connection, and it closes after the last: HTTP/2 clients are told by GOAWAY, HTTP/1
-    /// clients by `connection: close`. What is on its way is still served.
-    pub fn drain(self: &Rc<Self>) {
-        if self.closing.get() != Closing::No {
-            return;
-        }
-        if self.router().is_some() && !self.served.get() {
-            // A client's connection is HTTP because the beginning of a request was seen on it.
-            self.closing.set(Closing::AfterNext);
-            return;
-        }
-        if let Codec::H2(h2) = &mut *self.codec.borrow_mut() {
-            ready_output(h2);
-            h2.go_away(Reason::NO_ERROR);
-        }
-        self.closing.set(if self.is_idle() { Closing::Flush } else { Closing::WhenIdle });
-        self.touch();
-        self.wake();
-    }
-
-    /// Closes once the output is written.
-    pub fn close(self: &Rc<Self>) {
-        if self.closing.get() != Closing::Abort {
-            self.closing.set(Closing::Flush);
-        }
-        self.touch();
-        self.wake();
-    }
-
-    /// The present response is the last one.
-    pub(super) fn close_after_response(&self) {
-        if matches!(self.closing.get(), Closing::No | Closing::AfterNext) {
-            self.closing.set(Closing::WhenIdle);
-        }
-    }
-
-    /// HTTP/1: true when the connection ends with the response although the request has not ended: the client was told
-    /// so, and the rest of its request has no use, or was never begun.
-    pub(super) fn ends_early(&self, discards: bool) -> bool {
-        match &*self.codec.borrow() {
-            Codec::Server1(s) => !s.keep_alive && s.receiving && (discards || s.decoder.expects_continue()),
-            _ => false,
-        }
-    }
-
     /// True when the codec has octets to write.
     pub(super) fn has_output(&self) -> bool {
         match &mut *self.codec.borrow_mut() {
@@ -650,28 +435,12 @@ impl Conn {
         }
     }
 
-    /// True without exchanges, and without the beginning of one. An HTTP/2 client must also have seen that we go away:
-    /// until then its requests may be on their way.
-    pub(super) fn is_idle(&self) -> bool {
-        self.load() == 0
-            && match &*self.codec.borrow() {
-                Codec::H2(h2) => h2.is_closed(),
-                Codec::Server1(s) => !s.receiving && s.decoder.is_idle() && self.rest.borrow().is_empty(),
-                Codec::Client1(_) => true,
-            }
-    }
-
     /// True when so much output waits for the client that its next requests have to wait, too.
     pub(super) fn is_backlogged(&self) -> bool {
         match &*self.codec.borrow() {
             Codec::H2(h2) => h2.is_backlogged(),
             _ => self.h1_backlog() > HIGH,
         }
-    }
-
-    /// HTTP/1: the client was told that nothing is read any more.
-    pub(super) fn said_close(&self) -> bool {
-        matches!(&*self.codec.borrow(), Codec::Server1(s) if !s.keep_alive)
     }
 
     /// The exchanges on this connection.
@@ -684,58 +453,6 @@ impl Conn {
         self.blocked.borrow_mut().take();
         self.streams.borrow_mut().take()
     }
-
-    /// Begins to watch over a quiet HTTP/2 client, if configured.
-    pub(super) fn arm_keep_alive(self: &Rc<Self>) {
-        let Some(router) = self.router() else { return };
-        let side = self.worker.side(router.direction());
-        if let Some(interval) = side.http2_keepalive_interval.filter(|i| !i.is_zero())
-            && self.is_h2()
-        {
-            self.worker.after(interval, Due::Ping(Rc::downgrade(self)));
-        }
-    }
-
-    /// Pings a quiet HTTP/2 client; closes the connection of one that does not answer.
-    pub fn keep_alive(self: &Rc<Self>) {
-        let Some(router) = self.router() else { return };
-        let side = self.worker.side(router.direction());
-        let Some(interval) = side.http2_keepalive_interval else { return };
-        let timeout = side.http2_keepalive_timeout.unwrap_or(Duration::from_secs(20));
-        if self.active.replace(false) {
-            self.ping_sent.set(false);
-            self.worker.after(interval, Due::Ping(Rc::downgrade(self)));
-        } else if self.ping_sent.get() {
-            tracing::debug!(client = %self.io.peer(), "client does not answer pings");
-            self.closing.set(Closing::Abort);
-            self.wake();
-        } else {
-            if let Codec::H2(h2) = &mut *self.codec.borrow_mut() {
-                ready_output(h2);
-                h2.ping(*b"weftping");
-            }
-            self.ping_sent.set(true);
-            self.touch();
-            self.worker.after(timeout, Due::Ping(Rc::downgrade(self)));
-        }
-    }
-}
-
-impl Codec {
-    fn h1_framing(&self) -> Framing {
-        match self {
-            Self::Server1(s) => s.framing,
-            Self::Client1(c) => c.framing,
-            Self::H2(_) => Framing::None,
-        }
-    }
-
-    fn h1_ended(&mut self) {
-        match self {
-            Self::Client1(c) => c.sending = false,
-            Self::Server1(_) | Self::H2(_) => {}
-        }
-    }
 }
 
 /// Lends the codec a buffer for its output, if it has none.
@@ -744,12 +461,4 @@ pub(super) fn ready_output(h2: &mut h2::Connection) {
     if out.capacity() == 0 {
         *out = take_buffer();
     }
-}
-
-fn h1_output(out: &RefCell<Vec<u8>>) -> std::cell::RefMut<'_, Vec<u8>> {
-    let mut out = out.borrow_mut();
-    if out.capacity() == 0 {
-        *out = take_buffer();
-    }
-    out
 }

@@ -23,6 +23,7 @@ use crate::{
     worker::{Due, Worker},
 };
 
+mod request;
 mod response;
 
 /// Octets of a body that are held while there is no connection to send them on; then the client is paused.
@@ -83,6 +84,10 @@ struct State {
     /// The last octet in either direction; only kept while silence is limited.
     last: Option<Instant>,
     queue_timer: Option<Key>,
+    /// Since when it has not found an endpoint.
+    waits_since: Option<Instant>,
+    /// Why the last endpoint that it was tried on could not be reached.
+    refusal: Option<String>,
     finished: bool,
 }
 
@@ -192,6 +197,8 @@ impl Exchange {
                 timers: [None; 3],
                 last: None,
                 queue_timer: None,
+                waits_since: None,
+                refusal: None,
                 finished: false,
             }),
         });
@@ -258,6 +265,11 @@ impl Exchange {
         self.state.borrow().plan.as_ref()?.require_identity.clone()
     }
 
+    /// How long it has been waiting for an endpoint by now, attempts to reach one included.
+    pub fn waited(&self) -> Duration {
+        self.state.borrow_mut().waits_since.get_or_insert_with(Instant::now).elapsed()
+    }
+
     /// It waits for an endpoint: until then, at the latest.
     pub fn set_queue_timer(&self, key: Key) {
         let old = self.state.borrow_mut().queue_timer.replace(key);
@@ -315,6 +327,7 @@ impl Exchange {
             upstream.load.begin(self.started);
             s.pending_load = true;
             s.upstream = Some(upstream.clone());
+            s.waits_since = None;
             s.request_done |= end;
             (std::mem::take(&mut s.held), s.ended.clone().filter(|_| !end), id)
         };
@@ -346,18 +359,21 @@ impl Exchange {
         true
     }
 
-    /// The endpoint could not be connected to: another one is tried, if there is one.
+    /// The endpoint could not be connected to: another one is tried, if there is one. Without one the request waits, as long
+    /// as requests may; that alone limits its attempts then.
     pub fn connect_failed(self: &Rc<Self>, failure: &Failure) {
         if !self.is_waiting() {
             return;
         }
         let again = {
             let mut s = self.state.borrow_mut();
+            let s = &mut *s;
             s.attempts = s.attempts.saturating_add(1);
+            s.refusal = Some(failure.message.clone());
             failure.kind != Kind::LoadShed
                 && s.plan.as_ref().is_some_and(|p| {
-                    let more = || p.to.has_ready() && self.started.elapsed() < p.queue.failfast;
-                    p.to.has_others() && (s.attempts < ATTEMPTS || more())
+                    let in_time = s.waits_since.is_some() || self.started.elapsed() < p.queue.failfast;
+                    p.to.has_others() && (s.attempts < ATTEMPTS || in_time)
                 })
         };
         if again { self.dispatch() } else { self.fail(failure) }
@@ -369,10 +385,14 @@ impl Exchange {
         if !self.is_waiting() {
             return;
         }
-        let message = match &self.state.borrow().plan {
-            Some(plan) => plan.to.give_up(self),
-            None => return,
+        let (to, refusal) = match &mut *self.state.borrow_mut() {
+            State { plan: Some(plan), refusal, .. } => (plan.to.clone(), refusal.take()),
+            _ => return,
         };
+        let mut message = to.give_up(self);
+        if let Some(refusal) = refusal {
+            message = format!("{message} ({refusal})");
+        }
         self.fail(&Failure::new(Kind::Failfast, message));
     }
 
@@ -413,116 +433,6 @@ impl Exchange {
             (None, Some(plan)) => plan.to.name().to_string(),
             (None, None) => "request".into(),
         }
-    }
-
-    // What the client's side tells.
-
-    /// A piece of the request's body. True when the client is to be paused.
-    pub fn request_data(self: &Rc<Self>, data: &[u8], flow: u32, end: bool) -> bool {
-        let sent = {
-            let mut s = self.state.borrow_mut();
-            let s = &mut *s;
-            s.heard();
-            if end {
-                s.ended = Some(None);
-            }
-            match &s.stage {
-                Stage::Waiting if !s.finished => {
-                    s.held.extend_from_slice(data);
-                    s.held_flow += flow;
-                    return s.held.len() >= HOLD;
-                }
-                Stage::Sent { conn, id } => {
-                    let sent = (conn.clone(), *id);
-                    s.request_done |= end;
-                    // Once the response has begun there is no second time.
-                    if s.head.is_some() {
-                        s.keep(data, self.direction);
-                    }
-                    Some(sent)
-                }
-                _ => {
-                    s.request_done |= end;
-                    None
-                }
-            }
-        };
-        let Some((conn, id)) = sent else {
-            self.front.release(self.id, flow);
-            if end {
-                self.settle();
-            }
-            return false;
-        };
-        conn.send_data(id, data, end);
-        if end {
-            self.arm_response_timeout();
-            self.front.release(self.id, flow);
-            self.settle();
-            return false;
-        }
-        if conn.is_full(id, self) {
-            self.state.borrow_mut().owed_request += flow;
-            return true;
-        }
-        self.front.release(self.id, flow);
-        false
-    }
-
-    /// The request ends, with trailers if there are any.
-    pub fn request_end(self: &Rc<Self>, mut trailers: Option<Headers>) {
-        if let Some(trailers) = &mut trailers
-            && self.direction == Direction::Inbound
-        {
-            // What only a proxy says it says in heads.
-            trailers.retain(|name, _| !name.starts_with(b"l5d-"));
-        }
-        let sent = {
-            let mut s = self.state.borrow_mut();
-            let s = &mut *s;
-            if s.request_done {
-                return;
-            }
-            match &s.stage {
-                Stage::Waiting => {
-                    s.ended = Some(trailers);
-                    return;
-                }
-                Stage::Sent { conn, id } => {
-                    s.request_done = true;
-                    let sent = (conn.clone(), *id);
-                    // They are not kept, so the request cannot be sent again.
-                    if trailers.is_some() {
-                        s.forget_body();
-                    }
-                    Some(sent)
-                }
-                Stage::Discarding => {
-                    s.request_done = true;
-                    None
-                }
-            }
-        };
-        if let Some((conn, id)) = sent {
-            conn.send_end(id, trailers.as_ref());
-        }
-        self.arm_response_timeout();
-        self.settle();
-    }
-
-    /// The client is gone, or has cancelled.
-    pub fn client_gone(self: &Rc<Self>, why: &'static str) {
-        self.front.remove(self.id);
-        self.record(ResponseClass::Error(why));
-        self.leave_server(Reason::CANCEL);
-        self.finish();
-    }
-
-    /// The server's connection takes more: the client goes on.
-    pub fn resume_request(self: &Rc<Self>) {
-        let owed = std::mem::take(&mut self.state.borrow_mut().owed_request);
-        self.front.release(self.id, owed);
-        self.front.resume();
     }
 
     // Endings.

@@ -35,6 +35,8 @@ pub enum Kind {
     Loop,
     /// The client's message was refused.
     BadRequest,
+    /// The client did not send the rest of its request in time.
+    ClientTimeout,
 }
 
 impl Kind {
@@ -54,6 +56,7 @@ impl Kind {
             Self::Redirect => "redirect",
             Self::Loop => "loop",
             Self::BadRequest => "bad request",
+            Self::ClientTimeout => "client timeout",
         }
     }
 
@@ -83,6 +86,7 @@ impl Kind {
             Self::Redirect => (302, NOT_FOUND, false),
             Self::Loop => (508, ABORTED, true),
             Self::BadRequest => (400, INTERNAL, true),
+            Self::ClientTimeout => (408, DEADLINE, true),
         }
     }
 }

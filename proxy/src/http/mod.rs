@@ -22,6 +22,7 @@ mod headers;
 mod liveness;
 mod plan;
 mod server;
+mod slow;
 mod streams;
 
 pub use client::run as run_client;
@@ -32,3 +33,4 @@ pub use filters::apply as apply_filters;
 pub use headers::{downgrade_request, refuse_downgrade};
 pub use plan::{Lost, Plan, Router, Want};
 pub use server::serve;
+pub use slow::interval as slow_interval;

@@ -1,4 +1,9 @@
 //! The task of a client's HTTP connection.
+//!
+//! **Half-close.** An HTTP/1 client that ends its side behind a whole request still gets its response: `nc -N` does that, and
+//! programs that shut their sending side down. So the end of its octets is no cancellation; a reset is, and so is the end of
+//! its octets in the middle of a request. A client that has closed altogether looks the same at first: it is found out by
+//! the reset that answers what is sent to it.
 
 use std::{
     future::poll_fn,
@@ -37,6 +42,8 @@ enum End {
     Closed,
     /// After the last response; the client may still be sending.
     Linger,
+    /// Not yet: the client sends nothing more, and awaits responses.
+    HalfClosed,
     /// It goes on as a tunnel to that connection, which has sent these octets already.
     Tunnel(Rc<Io>, Vec<u8>),
 }
@@ -45,13 +52,16 @@ enum End {
 pub async fn serve(conn: Rc<Conn>) {
     let key = conn.worker.register(&conn);
     conn.arm_keep_alive();
-    let end = poll_fn(|cx| poll(&conn, cx)).await;
+    let mut end = poll_fn(|cx| poll(&conn, cx)).await;
+    if matches!(end, End::HalfClosed) {
+        end = Box::pin(serve_half_closed(&conn)).await;
+    }
     conn.worker.unregister(key);
     for exchange in conn.take_streams() {
         exchange.client_gone("canceled");
     }
     match end {
-        End::Closed => {}
+        End::Closed | End::HalfClosed => {}
         End::Linger => linger(&conn.io).await,
         End::Tunnel(back, early) => {
             let rest = std::mem::take(&mut *conn.rest.borrow_mut());
@@ -60,6 +70,20 @@ pub async fn serve(conn: Rc<Conn>) {
             io.unread(&rest);
             back.unread(&early);
             tcp::relay(&io, &back).await;
+        }
+    }
+}
+
+/// Serves what the client has asked for before it ended its side, unless it turns out to be gone.
+async fn serve_half_closed(conn: &Rc<Conn>) -> End {
+    conn.half_closed.set(true);
+    tokio::select! {
+        biased;
+        end = poll_fn(|cx| poll(conn, cx)) => end,
+        error = conn.io.reset_by_peer() => {
+            tracing::debug!(client = %conn.io.peer(), %error, "client's connection broke");
+            conn.io.failed(&error);
+            End::Closed
         }
     }
 }
@@ -105,10 +129,18 @@ fn poll(conn: &Rc<Conn>, cx: &mut Context<'_>) -> Poll<End> {
             if conn.paused.get() || is_tunnel(conn) || !conn.rest.borrow().is_empty() && is_busy(conn) {
                 return wait(conn, cx);
             }
+            if conn.half_closed.get() {
+                if !is_busy(conn) && !conn.is_over() {
+                    // What there may be of another request will never be whole.
+                    conn.close();
+                }
+                return wait(conn, cx);
+            }
         }
         let mut input = Input::take();
         match conn.io.poll_read(cx, &mut input) {
             Poll::Pending => return wait(conn, cx),
+            Poll::Ready(Ok(0)) if is_busy(conn) => return Poll::Ready(End::HalfClosed),
             Poll::Ready(Ok(0)) => return end_of_input(conn),
             Poll::Ready(Ok(_)) => {
                 conn.active.set(true);
@@ -311,7 +343,6 @@ fn discarded(conn: &Conn, octets: usize) -> bool {
 
 /// A request that cannot be read: it is answered, if no response has begun, and the connection closes.
 fn refuse(conn: &Rc<Conn>, error: weft_wire::h1::Error) {
-    let Some(router) = conn.router().cloned() else { return };
     let mut failure = Failure::new(Kind::BadRequest, format!("client's request: {error}"));
     failure.status = error.status();
     match conn.stream(1) {
@@ -319,15 +350,20 @@ fn refuse(conn: &Rc<Conn>, error: weft_wire::h1::Error) {
             conn.close_after_response();
             exchange.fail(&failure);
             exchange.client_gone("bad request");
+            conn.close();
         }
-        None => {
-            failure.log(router.direction(), conn.io.peer());
-            conn.worker.ctx.metrics.http_error(router.direction(), failure.kind.label()).incr();
-            conn.close_after_response();
-            let response = failure.response(false, router.emits_reasons(), Version::H11);
-            conn.send_response(1, &response, true);
-        }
+        None => answer_and_close(conn, &failure),
     }
+}
+
+/// HTTP/1: answers a request whose head never came to an end, and closes the connection.
+pub(super) fn answer_and_close(conn: &Rc<Conn>, failure: &Failure) {
+    let Some(router) = conn.router().cloned() else { return };
+    failure.log(router.direction(), conn.io.peer());
+    conn.worker.ctx.metrics.http_error(router.direction(), failure.kind.label()).incr();
+    conn.close_after_response();
+    let response = failure.response(false, router.emits_reasons(), Version::H11);
+    conn.send_response(1, &response, true);
     conn.close();
 }
 

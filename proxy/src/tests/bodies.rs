@@ -236,6 +236,92 @@ async fn a_client_that_does_not_read_does_not_stop_others() {
     }
 }
 
+/// Streams that together hold more than the window of the connection that they share.
+const STUCK: usize = 40;
+/// Octets of what the others want: more than all windows.
+const ENOUGH: usize = 4 * 1024 * 1024;
+
+type Counts = Arc<Mutex<Vec<Arc<AtomicUsize>>>>;
+
+/// Waits until nothing more is taken of all those bodies, and not all was.
+async fn stand_still(counts: &Counts) {
+    let mut last = (0, 0);
+    until("all stand still", || {
+        let counts = counts.lock().unwrap();
+        let now = counts.iter().map(|c| c.load(Ordering::SeqCst)).sum::<usize>();
+        last = if now == last.0 && counts.len() == STUCK { (now, last.1 + 1) } else { (now, 0) };
+        last.1 > 50
+    })
+    .await;
+    let taken: Vec<_> = counts.lock().unwrap().iter().map(|c| c.load(Ordering::SeqCst)).collect();
+    assert!(taken.iter().all(|&n| n < LARGE), "{taken:?}");
+}
+
+#[tokio::test]
+async fn clients_that_do_not_read_leave_the_shared_connection_to_others() {
+    let counts = Counts::default();
+    let app = app(false, {
+        let counts = counts.clone();
+        move |request| {
+            let stuck = request.uri().path() == "/stuck";
+            let (body, count) = pattern(if stuck { LARGE } else { ENOUGH });
+            if stuck {
+                counts.lock().unwrap().push(count);
+            }
+            async move { Response::new(body) }
+        }
+    })
+    .await;
+    let pair = pair(app).await;
+    let mut stuck = Vec::new();
+    for _ in 0..STUCK {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(16 * 1024).unwrap();
+        let mut stream = socket.connect(pair.entry).await.unwrap();
+        stream.write_all(b"GET /stuck HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        stuck.push(stream);
+    }
+    stand_still(&counts).await;
+    for _ in 0..3 {
+        let response = soon(http1(pair.entry).await.send_request(get("/"))).await.unwrap();
+        assert_eq!(verify(response.into_body()).await, ENOUGH);
+    }
+    assert_eq!(pair.client.metric("tcp_open_total", &["peer=\"dst\""]), 1, "they share a connection");
+    // They can go on whenever they like.
+    for mut stream in stuck.drain(..3) {
+        let mut octets = vec![0; ENOUGH];
+        soon(stream.read_exact(&mut octets)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_application_that_does_not_read_leaves_the_shared_connection_to_others() {
+    let app = app(false, |request: Request<Incoming>| async move {
+        if request.uri().path() == "/stuck" {
+            std::future::pending::<()>().await;
+        }
+        Response::new(full(verify(request.into_body()).await.to_string()))
+    })
+    .await;
+    let pair = pair(app).await;
+    let counts = Counts::default();
+    let mut calls = Vec::new();
+    for _ in 0..STUCK {
+        let (body, count) = pattern(LARGE);
+        counts.lock().unwrap().push(count);
+        let mut client = http1(pair.entry).await;
+        let request = Request::post("/stuck").header("host", "web.test").body(body).unwrap();
+        calls.push(tokio::spawn(async move { client.send_request(request).await.map(drop) }));
+    }
+    stand_still(&counts).await;
+    for _ in 0..3 {
+        let response = soon(http1(pair.entry).await.send_request(post(pattern(ENOUGH).0))).await.unwrap();
+        assert_eq!(text(response.into_body()).await, ENOUGH.to_string());
+    }
+    assert_eq!(pair.client.metric("tcp_open_total", &["peer=\"dst\""]), 1, "they share a connection");
+    calls.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
 #[tokio::test]
 async fn windows_shared_by_streams_are_not_lost_one_by_one() {
     // Each response ends while the client's side is full. 64 of them would use up the connection between the proxies.

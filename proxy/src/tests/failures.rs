@@ -190,6 +190,78 @@ async fn requests_wait_for_endpoints_but_not_for_ever() {
     }
 }
 
+/// A policy that balances over `web.test:80` and has many requests wait so long.
+fn patient(failfast: Duration) -> OutboundPolicy {
+    let backends = Distribution::First(vec![Arc::new(Backend {
+        meta: Meta::default_named("backend"),
+        target: Target::Balance { path: "web.test:80".into(), load: Load::default() },
+        queue: Queue { capacity: 100, failfast },
+        filters: Vec::new(),
+    })]);
+    routes(HttpRule { backends, ..HttpRule::default() })
+}
+
+#[tokio::test]
+async fn requests_outlive_the_last_endpoint() {
+    let (one, two) = {
+        let answer = |_| async { Response::new(full("ok")) };
+        (app(false, answer).await, app(true, answer).await)
+    };
+    // It is connected to, but says nothing that makes sense in TLS: as good as refused, and it can be counted.
+    let attempts = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = attempts.clone();
+    let dead = raw_app(move |_| {
+        count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        async {}
+    })
+    .await;
+    let ca = Authority::new();
+    let env = [("OUTBOUND_CONNECT_EXP_BACKOFF_MIN", "1ms"), ("OUTBOUND_CONNECT_EXP_BACKOFF_MAX", "1ms")];
+    let proxy = Proxy::start_with(&ca, CLIENT, &[one, two], &[], &env).await;
+    let broken = || Endpoint {
+        identity: Some(Identity { name: SERVER.into(), server_name: SERVER.into() }),
+        ..Endpoint::plain(dead)
+    };
+    for (app, h2) in [(one, false), (two, true)] {
+        attempts.store(0, std::sync::atomic::Ordering::SeqCst);
+        proxy.discovery.set_outbound(app, patient(PATIENCE));
+        proxy.discovery.set_endpoints("web.test:80", vec![broken()]);
+        let entry = proxy.outbound(app);
+        let waiting: Vec<_> = (0..10)
+            .map(|_| {
+                tokio::spawn(async move {
+                    if h2 {
+                        let request = Request::get("http://web.test/").body(full("")).unwrap();
+                        http2(entry).await.send_request(request).await.unwrap()
+                    } else {
+                        http1(entry).await.send_request(get("/")).await.unwrap()
+                    }
+                })
+            })
+            .collect();
+        // More often than a request is tried on endpoints of which there are many.
+        until("they are refused again and again", || attempts.load(std::sync::atomic::Ordering::SeqCst) > 200).await;
+        proxy.discovery.set_endpoints("web.test:80", vec![Endpoint::plain(app)]);
+        for response in waiting {
+            assert_eq!(soon(response).await.unwrap().status(), 200);
+        }
+    }
+    assert_eq!(proxy.metric("outbound_http_errors_total", &[]), 0);
+}
+
+#[tokio::test]
+async fn requests_that_have_outlived_every_endpoint_say_why_they_fail() {
+    let (_socket, dead) = nobody();
+    let (proxy, entry) = single(dead).await;
+    proxy.discovery.set_outbound(dead, patient(Duration::from_millis(300)));
+    proxy.discovery.set_endpoints("web.test:80", vec![Endpoint::plain(dead)]);
+    let response = soon(http1(entry).await.send_request(get("/"))).await.unwrap();
+    assert_eq!(response.status(), 504);
+    let reason = response.headers()["l5d-proxy-error"].to_str().unwrap();
+    assert!(reason.starts_with("web.test:80: its endpoint cannot be connected to (endpoint "), "{reason}");
+    assert!(reason.contains(&dead.to_string()) && reason.contains("connect: Connection refused"), "{reason}");
+}
+
 #[tokio::test]
 async fn all_who_come_before_discovery_has_answered_wait_for_it() {
     let app = app(false, |_| async { Response::new(full("ok")) }).await;
@@ -376,16 +448,16 @@ async fn a_client_that_leaves_leaves_nothing_behind() {
     })
     .await;
     let pair = pair(app).await;
-    let clients: Vec<_> = (0..10)
-        .map(|_| {
-            let entry = pair.entry;
-            tokio::spawn(async move { http1(entry).await.send_request(get("/")).await.map(drop) })
-        })
-        .collect();
-    until("the requests are there", || pair.server.metric("request_total", &[]) == 10).await;
-    for client in &clients {
-        client.abort();
+    let mut clients = Vec::new();
+    for _ in 0..10 {
+        let mut client = connect(pair.entry).await;
+        client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        // A client that only ends its side still waits; see `half_close`.
+        crate::net::abort_on_close(&client);
+        clients.push(client);
     }
+    until("the requests are there", || pair.server.metric("request_total", &[]) == 10).await;
+    drop(clients);
     for proxy in [&pair.client, &pair.server] {
         until("all are counted as cancelled", || proxy.metric("response_total", &["error=\"canceled\""]) == 10).await;
     }

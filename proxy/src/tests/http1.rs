@@ -303,3 +303,133 @@ async fn cleartext_http2_is_not_reached_by_upgrade() {
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert!(!answer.contains("h2c"), "{answer}");
 }
+
+/// One proxy and two, in front of `app`.
+async fn entries(app: SocketAddr) -> [(SocketAddr, Vec<Proxy>); 2] {
+    let (one, entry) = single(app).await;
+    let pair = pair(app).await;
+    [(entry, vec![one]), (pair.entry, vec![pair.client, pair.server])]
+}
+
+#[tokio::test]
+async fn targets_and_hosts_arrive_as_they_were_sent() {
+    let app = raw_app(|mut stream| async move {
+        let head = read_until(&mut stream, "\r\n\r\n").await;
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{head}", head.len());
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        let _ = stream.read_u8().await;
+    })
+    .await;
+    for (entry, _proxies) in entries(app).await {
+        for (request, target, host) in [
+            ("GET / HTTP/1.1\r\nHost: web.test:8080\r\n", "/", "web.test:8080"),
+            ("GET / HTTP/1.1\r\nHost: WEB.Test\r\n", "/", "WEB.Test"),
+            ("GET / HTTP/1.1\r\nHost: web.test.\r\n", "/", "web.test."),
+            ("GET / HTTP/1.1\r\nHost: [fd00::1]:80\r\n", "/", "[fd00::1]:80"),
+            ("GET http://other.test/a?b HTTP/1.1\r\nHost: other.test\r\n", "http://other.test/a?b", "other.test"),
+            // What the target says counts (RFC 9112 §3.2.2).
+            ("GET http://other.test:81/ HTTP/1.1\r\nHost: web.test\r\n", "http://other.test:81/", "other.test:81"),
+            ("OPTIONS * HTTP/1.1\r\nHost: web.test\r\n", "*", "web.test"),
+            ("GET //a//b/../c%2f?x=/.. HTTP/1.1\r\nHost: web.test\r\n", "//a//b/../c%2f?x=/..", "web.test"),
+            ("GET / HTTP/1.0\r\nHost: web.test\r\n", "/", "web.test"),
+            // The address that was dialled, in place of what HTTP/1.0 need not say.
+            ("GET / HTTP/1.0\r\n", "/", &app.to_string()),
+        ] {
+            let answer = talk(entry, format!("{request}Connection: close\r\n\r\n").as_bytes()).await;
+            let (_, head) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{request}: {answer}"));
+            let line = head.lines().next().unwrap();
+            assert_eq!(line.split(' ').nth(1), Some(target), "{request}");
+            let hosts: Vec<_> = head.lines().filter_map(|l| l.strip_prefix("host: ")).collect();
+            assert_eq!(hosts, [host], "{request}");
+        }
+        for refused in ["Host: a\r\nHost: b\r\n", "Host: a\r\nHost: a\r\n", "Host: a b\r\n", "Host: u@a\r\n", ""] {
+            let answer = talk(entry, format!("GET / HTTP/1.1\r\n{refused}\r\n").as_bytes()).await;
+            assert!(answer.starts_with("HTTP/1.1 400 "), "{refused}: {answer}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn http10_clients_keep_a_connection_if_they_ask_for_it() {
+    let app = app(false, echo).await;
+    for (entry, _proxies) in entries(app).await {
+        let mut stream = connect(entry).await;
+        for n in 0..3 {
+            let request = format!("POST /{n} HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: 4\r\n\r\nbody");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let answer = read_until(&mut stream, "\nbody").await.to_lowercase();
+            assert!(answer.starts_with("http/1.0 200 ") && answer.contains("connection: keep-alive"), "{answer}");
+            assert!(answer.contains("content-length: ") && answer.contains(&format!("post /{n} ")), "{answer}");
+        }
+        // And not otherwise.
+        stream.write_all(b"GET /last HTTP/1.0\r\n\r\n").await.unwrap();
+        let mut rest = String::new();
+        soon(stream.read_to_string(&mut rest)).await.unwrap();
+        assert!(rest.contains("GET /last "), "{rest}");
+    }
+}
+
+/// A server that answers as soon as it has seen a request's head, and then reads the body, or closes.
+async fn hasty(reads: bool) -> SocketAddr {
+    raw_app(move |mut stream| async move {
+        loop {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                match stream.read_u8().await {
+                    Ok(b) => head.push(b),
+                    Err(_) => return,
+                }
+            }
+            let end = if reads { "" } else { "connection: close\r\n" };
+            let answer = format!("HTTP/1.1 413 Too Large\r\n{end}content-length: 4\r\n\r\nhuge");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            if !reads {
+                return;
+            }
+            let length = String::from_utf8_lossy(&head).to_lowercase();
+            let length: u64 =
+                length.split("content-length: ").nth(1).map_or(0, |l| l.split("\r\n").next().unwrap().parse().unwrap());
+            // The test may be over before that.
+            if tokio::io::copy(&mut (&mut stream).take(length), &mut tokio::io::sink()).await.is_err() {
+                return;
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_response_may_come_before_the_requests_end() {
+    for reads in [true, false] {
+        let app = hasty(reads).await;
+        for (entry, _proxies) in entries(app).await {
+            for version in ["1.1", "1.0"] {
+                let (mut read, mut write) = connect(entry).await.into_split();
+                let upload = tokio::spawn(async move {
+                    let head = format!("POST / HTTP/{version}\r\nhost: a\r\ncontent-length: 10000000\r\n\r\n");
+                    write.write_all(head.as_bytes()).await?;
+                    // Nobody promised to read all this.
+                    write.write_all(&[b'x'; 10_000_000]).await
+                });
+                let mut answer = Vec::new();
+                while !answer.ends_with(b"\r\n\r\nhuge") {
+                    let n = soon(read.read_buf(&mut answer)).await.unwrap();
+                    assert!(n > 0, "{}", String::from_utf8_lossy(&answer));
+                }
+                assert!(answer.starts_with(format!("HTTP/{version} 413 ").as_bytes()));
+                let _ = soon(upload).await.unwrap();
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_instead_of_continuing_is_heard() {
+    let app = hasty(false).await;
+    for (entry, _proxies) in entries(app).await {
+        let answer =
+            talk(entry, b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 413 ") && answer.ends_with("\r\n\r\nhuge"), "{answer}");
+        assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
+    }
+}

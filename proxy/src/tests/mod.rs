@@ -36,10 +36,13 @@ use crate::{
 mod bodies;
 mod bytes_through;
 mod failures;
+mod half_close;
 mod hostile;
 mod http1;
 mod http2;
+mod interleaving;
 mod mesh;
+mod slow_clients;
 
 pub(super) const CLIENT: &str = "client.test.serviceaccount.identity.weft.cluster.local";
 pub(super) const SERVER: &str = "server.test.serviceaccount.identity.weft.cluster.local";
@@ -100,6 +103,18 @@ impl Proxy {
         inbound: &[SocketAddr],
         env: &[(&str, &str)],
     ) -> Self {
+        Self::start_tuned(ca, name, outbound, inbound, env, |_| ()).await
+    }
+
+    /// As [`Proxy::start_with`]; `tune` changes what the environment does not decide.
+    pub(super) async fn start_tuned(
+        ca: &Authority,
+        name: &str,
+        outbound: &[SocketAddr],
+        inbound: &[SocketAddr],
+        env: &[(&str, &str)],
+        tune: impl FnOnce(&mut Config),
+    ) -> Self {
         async fn listen() -> (TcpListener, SocketAddr) {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let addr = listener.local_addr().unwrap();
@@ -137,7 +152,9 @@ impl Proxy {
         for (name, value) in env {
             set(name, value);
         }
-        let config = Arc::new(Config::from_source(&|name| Ok(variables.get(name).cloned())).unwrap());
+        let mut config = Config::from_source(&|name| Ok(variables.get(name).cloned())).unwrap();
+        tune(&mut config);
+        let config = Arc::new(config);
         let (keep, credentials) = watch::channel(Some(ca.issue(name)));
         let metrics = Metrics::new(config.metrics_retain_idle);
         let discovery = Discovery::preset(&config, &credentials, &metrics);

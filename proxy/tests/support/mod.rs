@@ -16,6 +16,7 @@ use std::{
 };
 
 pub mod app;
+pub mod background;
 pub mod bless;
 pub mod control;
 pub mod load;
@@ -24,6 +25,7 @@ pub mod netns;
 pub mod policies;
 pub mod proxy;
 
+pub use background::Background;
 pub use control::FakeControl;
 pub use load::{Load, Speak};
 pub use mesh::{Mesh, Pod};

@@ -88,6 +88,10 @@ pub struct Connection {
 
     pub(super) recv_window: i64,
     pub(super) released: u32,
+    /// Octets that streams hold, and that were given back to the connection's window all the same.
+    lent: u32,
+    /// Octets that streams hold, and that were not.
+    unlent: u32,
     /// Windows that this end aims at, in octets.
     pub(super) window: u32,
     pub(super) stream_window: u32,
@@ -164,6 +168,8 @@ impl Connection {
             send_window: i64::from(DEFAULT_WINDOW),
             recv_window: i64::from(window),
             released: 0,
+            lent: 0,
+            unlent: 0,
             window,
             stream_window,
             max_frame,
@@ -337,7 +343,24 @@ impl Connection {
             stream.recv_window += i64::from(increment);
             self.put_window_update(id, increment);
         }
-        self.give_back(octets);
+        self.let_go(octets);
+    }
+
+    /// A stream holds so many octets more. As long as that is not too much, connection window is given back for them all the
+    /// same: each stream's own window stops its sender, and streams that nobody reads must not stop the others.
+    pub(super) fn hold(&mut self, octets: u32) {
+        let lent = octets.min(self.limits.held.saturating_sub(self.lent));
+        self.lent += lent;
+        self.unlent += octets - lent;
+        self.give_back(lent);
+    }
+
+    /// Streams hold so many octets less.
+    fn let_go(&mut self, octets: u32) {
+        let unlent = octets.min(self.unlent);
+        self.unlent -= unlent;
+        self.lent = self.lent.saturating_sub(octets - unlent);
+        self.give_back(unlent);
     }
 
     /// Gives connection window back.
@@ -356,7 +379,7 @@ impl Connection {
     /// Takes a stream out and gives back what it held.
     pub(super) fn drop_stream(&mut self, key: usize) -> Option<super::stream::Stream> {
         let stream = self.streams.remove(key)?;
-        self.give_back(stream.held);
+        self.let_go(stream.held);
         // Places in the list are left behind by dropped streams; clean up before they can pile up.
         if self.ready.len() > 2 * self.streams.active() + 64 {
             let streams = &self.streams;

@@ -12,7 +12,9 @@
 //! # Flow control
 //!
 //! Receiving: every [`Event::Data`] carries the octets it cost, and the driver gives them back by
-//! [`Connection::release`] when it has passed the data on; what a reset stream held is given back by itself. Sending:
+//! [`Connection::release`] when it has passed the data on; what a reset stream held is given back by itself. The window of
+//! the connection is given back before that, up to [`Limits::held`](crate::Limits::held), so that streams which stand still
+//! stop nobody else: what one can hold is bounded by its own window. Sending:
 //! [`Connection::send_data`] sends what the windows allow and queues the rest; the driver stops reading its source when
 //! [`Connection::is_full`] says so and goes on at [`Event::Writable`].
 //!

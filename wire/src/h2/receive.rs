@@ -308,6 +308,7 @@ impl Connection {
         }
         if let Some(stream) = self.streams.find_mut(head.id) {
             stream.held += extra;
+            self.hold(extra);
         }
         self.release(head.id, extra);
         self.guard.idle()?;
@@ -373,6 +374,7 @@ impl Connection {
                 stream.remote_closed = true;
                 self.half_closed(key);
             }
+            self.hold(flow);
         }
         Event::Data { id, data, flow, end }
     }

@@ -196,7 +196,11 @@ impl Exchange {
         match then {
             Then::Nothing => {}
             Then::Again => self.move_on(),
-            Then::Discard => self.settle(),
+            Then::Discard => {
+                // What the client still sends goes nowhere, but is taken.
+                self.resume_request();
+                self.settle();
+            }
             Then::Propagate(reason) => {
                 let class = lost.reset.map_or("unclassified", Reason::name);
                 tracing::debug!(client = %self.front.io.peer(), "{}: {}", self.whom(), lost.message);
