@@ -311,19 +311,29 @@ fn backoff(source: &Source<'_>, name: &str, default: Backoff) -> Result<Backoff,
 }
 
 fn control_streams(source: &Source<'_>) -> Result<StreamLimits, Error> {
-    let limits = StreamLimits {
-        initial: source.parse("CONTROL_STREAM_INITIAL_TIMEOUT", duration)?,
-        idle: source.parse("CONTROL_STREAM_IDLE_TIMEOUT", duration)?,
-        lifetime: source.parse("CONTROL_STREAM_LIFETIME", duration)?,
-    };
+    let (initial, idle, lifetime) =
+        ("CONTROL_STREAM_INITIAL_TIMEOUT", "CONTROL_STREAM_IDLE_TIMEOUT", "CONTROL_STREAM_LIFETIME");
+    let given = |name| source.parse(name, duration);
+    let set = [given(initial)?, given(idle)?, given(lifetime)?];
+    // Zero is no limit.
+    let [first, between, all] = set.map(|limit| limit.filter(|l| !l.is_zero()));
     let order = |a: Option<Duration>, b: Option<Duration>| !matches!((a, b), (Some(a), Some(b)) if a > b);
-    if !order(limits.initial, limits.idle) {
-        return Err(error("CONTROL_STREAM_IDLE_TIMEOUT", "must not be less than the initial timeout"));
+    if !order(first, between) {
+        return Err(error(idle, "must not be less than the initial timeout"));
     }
-    if !order(limits.idle, limits.lifetime) || !order(limits.initial, limits.lifetime) {
-        return Err(error("CONTROL_STREAM_LIFETIME", "must not be less than the other limits"));
+    if !order(between, all) || !order(first, all) {
+        return Err(error(lifetime, "must not be less than the other limits"));
     }
-    Ok(limits)
+    // As Linkerd's charts set them; but a default never contradicts what is set.
+    let default = |seconds, low: [Option<Duration>; 2], high: [Option<Duration>; 2]| {
+        let limit = Some(Duration::from_secs(seconds));
+        limit.filter(|_| low.iter().all(|l| order(*l, limit)) && high.iter().all(|h| order(limit, *h)))
+    };
+    Ok(StreamLimits {
+        initial: set[0].map_or_else(|| default(3, [None, None], [between, all]), |_| first),
+        idle: set[1].map_or_else(|| default(5 * 60, [first, None], [all, None]), |_| between),
+        lifetime: set[2].map_or_else(|| default(60 * 60, [first, between], [None, None]), |_| all),
+    })
 }
 
 fn cores(source: &Source<'_>) -> Result<usize, Error> {
@@ -515,6 +525,19 @@ mod tests {
         assert_eq!((outbound.connect_keepalive, outbound.connect_user_timeout), (Some(Duration::ZERO), user_timeout));
         // The application is on the same host.
         assert_eq!((inbound.connect_keepalive, outbound.accept_user_timeout), (None, None));
+    }
+
+    #[test]
+    fn watches_have_limits_that_do_not_contradict_what_is_set() {
+        let limits = |changes: &[(&str, Option<&str>)]| {
+            let limits = parse(changes).unwrap().control_streams;
+            [limits.initial, limits.idle, limits.lifetime].map(|l| l.map_or(0, |l| l.as_secs()))
+        };
+        assert_eq!(limits(&[]), [3, 300, 3600]);
+        assert_eq!(limits(&[("CONTROL_STREAM_INITIAL_TIMEOUT", Some("0s"))]), [0, 300, 3600]);
+        assert_eq!(limits(&[("CONTROL_STREAM_IDLE_TIMEOUT", Some("1s"))]), [0, 1, 3600]);
+        assert_eq!(limits(&[("CONTROL_STREAM_INITIAL_TIMEOUT", Some("10m"))]), [600, 0, 3600]);
+        assert_eq!(limits(&[("CONTROL_STREAM_LIFETIME", Some("10s"))]), [3, 0, 10]);
     }
 
     #[test]

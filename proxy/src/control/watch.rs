@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::time::{sleep, timeout_at};
+use tokio::time::{sleep, timeout, timeout_at};
 use tonic::{Code, Response, Status, Streaming};
 
 use super::Channel;
@@ -56,7 +56,14 @@ pub(crate) async fn follow<M, F, Fut>(
         let began = Instant::now();
         link.metrics.counter(&families::CONTROL_REQUEST_TOTAL, &link.labels).incr();
         let mut messages = 0u64;
-        let status = match open(channel).await {
+        let opened = match link.limits.initial {
+            Some(limit) => match timeout(limit, open(channel)).await {
+                Ok(opened) => opened,
+                Err(_) => Err(Status::deadline_exceeded("no answer within the time limit")),
+            },
+            None => open(channel).await,
+        };
+        let status = match opened {
             Ok(response) => {
                 let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
                 let labels = link.labels.with([("status_code", "200")]);

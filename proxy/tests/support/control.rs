@@ -84,13 +84,18 @@ pub enum Endpoints {
     Raw(Update),
 }
 
-/// Octets that every watch is answered with instead of messages.
+/// What every watch is answered with instead of messages.
 #[derive(Clone)]
-pub struct Garbage {
-    /// The body of the answer.
-    pub octets: Bytes,
-    /// The body does not end after them.
-    pub stalls: bool,
+pub enum Garbage {
+    /// Nothing at all.
+    Silence,
+    /// A body of these octets.
+    Body {
+        /// Whatever they are.
+        octets: Bytes,
+        /// The body does not end after them.
+        stalls: bool,
+    },
 }
 
 type Answer<T> = Result<T, Status>;
@@ -346,7 +351,8 @@ async fn connection(
         async move {
             match garbage {
                 None => answer.await,
-                Some(garbage) => Ok(garbled_answer(garbage)),
+                Some(Garbage::Silence) => std::future::pending().await,
+                Some(Garbage::Body { octets, stalls }) => Ok(garbled_answer(octets, stalls)),
             }
         }
     });
@@ -364,7 +370,7 @@ async fn connection(
     };
 }
 
-fn garbled_answer(Garbage { octets, stalls }: Garbage) -> http::Response<tonic::body::Body> {
+fn garbled_answer(octets: Bytes, stalls: bool) -> http::Response<tonic::body::Body> {
     let octets = futures_util::stream::iter([Ok::<_, Status>(hyper::body::Frame::data(octets))]);
     let body = match stalls {
         true => tonic::body::Body::new(StreamBody::new(octets.chain(futures_util::stream::pending()))),
@@ -374,11 +380,12 @@ fn garbled_answer(Garbage { octets, stalls }: Garbage) -> http::Response<tonic::
 }
 
 fn bind(addr: SocketAddr, ns: Option<&Netns>) -> std::net::TcpListener {
-    match ns {
-        Some(ns) => ns.listen(addr),
-        // The standard library sets SO_REUSEADDR.
-        None => std::net::TcpListener::bind(addr).unwrap_or_else(|e| panic!("cannot listen on {addr}: {e}")),
-    }
+    // The standard library sets SO_REUSEADDR. But a process that another test starts at this moment has all files of this
+    // one until it executes its program: also a listener that was closed here.
+    super::eventually(&format!("{addr} to be free"), || match ns {
+        Some(ns) => ns.enter(|| std::net::TcpListener::bind(addr)).ok(),
+        None => std::net::TcpListener::bind(addr).ok(),
+    })
 }
 
 fn set<K: std::hash::Hash + Eq, T>(topics: &Topics<K, T>, key: K, value: Answer<T>) {
