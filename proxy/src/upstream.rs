@@ -191,6 +191,11 @@ impl Upstream {
         }
     }
 
+    /// It has answered: what failed before is forgotten.
+    pub fn answered(&self) {
+        self.failures.set(0);
+    }
+
     /// The back-off is over: the next request tries to connect.
     pub fn ready_again(self: &Rc<Self>) {
         self.backing_off.set(false);

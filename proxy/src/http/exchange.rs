@@ -52,11 +52,14 @@ struct State {
     /// Body that came before there was a connection, and the window it cost.
     held: Vec<u8>,
     held_flow: u32,
+    /// Body that was sent and may have to be sent again.
+    kept: Vec<u8>,
     /// The client has ended the request, with these trailers.
     ended: Option<Option<Headers>>,
     /// The end was handed to the server (or dropped).
     request_done: bool,
-    body_sent: bool,
+    /// Something was sent that was not kept.
+    body_lost: bool,
     /// Window that is given back when the server, or the client, has taken more.
     owed_request: u32,
     owed_response: u32,
@@ -79,7 +82,7 @@ struct State {
 impl State {
     /// True when all that was sent is still here, so that it can be sent again.
     fn is_whole(&self) -> bool {
-        self.head.is_some() && !self.body_sent && self.attempts < ATTEMPTS - 1
+        self.head.is_some() && !self.body_lost && self.attempts < ATTEMPTS - 1
     }
 
     /// True when it does no harm to do twice what the client wants (RFC 9110 §9.2.1).
@@ -87,10 +90,25 @@ impl State {
         self.head.as_ref().is_some_and(|h| matches!(&*h.method, b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE"))
     }
 
+    /// Remembers a piece of the body that is sent, as far as that may be of use: to an application there is only one way.
+    fn keep(&mut self, data: &[u8], direction: Direction) {
+        if direction == Direction::Outbound && !self.body_lost && self.kept.len() + data.len() <= HOLD {
+            self.kept.extend_from_slice(data);
+        } else if !data.is_empty() {
+            self.forget_body();
+        }
+    }
+
+    fn forget_body(&mut self) {
+        self.body_lost = true;
+        self.kept = Vec::new();
+    }
+
     /// What was sent has to be sent again.
     fn again(&mut self) {
         self.attempts += 1;
         self.stage = Stage::Waiting;
+        self.held = std::mem::take(&mut self.kept);
         if self.request_done {
             self.request_done = false;
             self.ended.get_or_insert(None);
@@ -137,9 +155,10 @@ impl Exchange {
                 upstream: None,
                 held: Vec::new(),
                 held_flow: 0,
+                kept: Vec::new(),
                 ended: end.then_some(None),
                 request_done: false,
-                body_sent: false,
+                body_lost: false,
                 owed_request: 0,
                 owed_response: 0,
                 status: 0,
@@ -281,7 +300,7 @@ impl Exchange {
         self.clear_queue_timer();
         let flow = {
             let mut s = self.state.borrow_mut();
-            s.body_sent |= !held.is_empty();
+            s.keep(&held, self.direction);
             s.request_done |= ended.is_some();
             std::mem::take(&mut s.held_flow)
         };
@@ -392,9 +411,13 @@ impl Exchange {
                     return s.held.len() >= HOLD;
                 }
                 Stage::Sent { conn, id } => {
-                    s.body_sent = true;
+                    let sent = (conn.clone(), *id);
                     s.request_done |= end;
-                    Some((conn.clone(), *id))
+                    // Once the response has begun there is no second time.
+                    if s.head.is_some() {
+                        s.keep(data, self.direction);
+                    }
+                    Some(sent)
                 }
                 _ => {
                     s.request_done |= end;
@@ -445,9 +468,12 @@ impl Exchange {
                 }
                 Stage::Sent { conn, id } => {
                     s.request_done = true;
+                    let sent = (conn.clone(), *id);
                     // They are not kept, so the request cannot be sent again.
-                    s.body_sent |= trailers.is_some();
-                    Some((conn.clone(), *id))
+                    if trailers.is_some() {
+                        s.forget_body();
+                    }
+                    Some(sent)
                 }
                 Stage::Discarding => {
                     s.request_done = true;
@@ -509,12 +535,13 @@ impl Exchange {
 
     /// Answers, or breaks off if a response has begun, and leaves the server.
     pub fn fail(self: &Rc<Self>, failure: &Failure) {
-        {
+        let unseen = {
             let s = self.state.borrow();
             if s.finished || s.response_done {
                 return;
             }
-        }
+            self.direction == Direction::Inbound && matches!(s.stage, Stage::Waiting) && failure.kind.is_unreachable()
+        };
         let Some(router) = self.front.router() else { return };
         failure.log(self.direction, self.front.io.peer());
         self.worker.ctx.metrics.http_error(self.direction, failure.kind.label()).incr();
@@ -525,6 +552,9 @@ impl Exchange {
             return self.finish();
         }
         let mut response = failure.response(self.grpc, router.emits_reasons(), Version::H11);
+        if unseen && router.emits_reasons() {
+            headers::mark_unprocessed(&mut response);
+        }
         if self.state.borrow().plan.as_ref().is_some_and(|p| p.downgraded) {
             headers::upgrade_response(&mut response);
         }
@@ -534,6 +564,7 @@ impl Exchange {
             s.response_done = true;
             s.stage = Stage::Discarding;
             s.held = Vec::new();
+            s.kept = Vec::new();
             s.request_done |= s.ended.is_some();
             if self.grpc {
                 s.grpc_status = Some(failure.grpc.into());

@@ -57,6 +57,11 @@ impl Kind {
         }
     }
 
+    /// Nobody could be reached to give the request to.
+    pub fn is_unreachable(self) -> bool {
+        matches!(self, Self::Connect | Self::ConnectTimeout | Self::Failfast)
+    }
+
     /// HTTP status, gRPC status, and whether the client's connection should end.
     fn answer(self) -> (u16, u16, bool) {
         const NOT_FOUND: u16 = 5;

@@ -3,6 +3,8 @@
 use weft_wire::{Headers, Request, Response, Version};
 
 const ORIG_PROTO: &[u8] = b"l5d-orig-proto";
+/// Says to the peer's proxy that no application has seen the request. Linkerd's proxy passes over it.
+const UNPROCESSED: &[u8] = b"l5d-proxy-unprocessed";
 /// The last gRPC status that is defined.
 const GRPC_LAST: u32 = 16;
 const GRPC_UNKNOWN: u32 = 2;
@@ -89,6 +91,16 @@ pub fn upgrade_response(head: &mut Response) {
     head.headers.set(ORIG_PROTO, value);
 }
 
+/// Marks the answer to a request that could not be given to the application.
+pub fn mark_unprocessed(head: &mut Response) {
+    head.headers.set(UNPROCESSED, b"true");
+}
+
+/// True for an answer that was marked by [`mark_unprocessed`].
+pub fn is_unprocessed(head: &Response) -> bool {
+    head.headers.contains(UNPROCESSED)
+}
+
 /// Removes from a response what is between proxies. True when the peer asks that the client's connection end.
 pub fn downgrade_response(head: &mut Response, meshed: bool) -> bool {
     head.headers.remove(ORIG_PROTO);
@@ -96,6 +108,7 @@ pub fn downgrade_response(head: &mut Response, meshed: bool) -> bool {
         tracing::info!(error = %String::from_utf8_lossy(error), status = head.status, "the peer's proxy failed");
     }
     head.headers.remove(b"l5d-proxy-error");
+    head.headers.remove(UNPROCESSED);
     let close = head.headers.get(b"l5d-proxy-connection") == Some(b"close");
     head.headers.remove(b"l5d-proxy-connection");
     close && meshed

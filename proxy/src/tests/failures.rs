@@ -76,6 +76,48 @@ async fn requests_go_to_endpoints_that_live() {
     assert_eq!(ready + pending, 3);
 }
 
+/// An endpoint whose proxy lives and whose application does not listen, such as one that starts anew.
+#[tokio::test]
+async fn requests_that_no_application_has_seen_go_to_another_endpoint() {
+    let (_socket, dead) = nobody();
+    let app = app(true, |request: Request<Incoming>| async move {
+        let body = text(request.into_body()).await;
+        Response::new(full(body))
+    })
+    .await;
+    let ca = Authority::new();
+    let (broken, whole) = (Proxy::start(&ca, SERVER, &[], &[dead]).await, Proxy::start(&ca, SERVER, &[], &[app]).await);
+    let client = Proxy::start(&ca, CLIENT, &[app], &[]).await;
+    client
+        .discovery
+        .set_outbound(app, routes(HttpRule { backends: balanced("web.test:80", PATIENCE), ..HttpRule::default() }));
+    client.discovery.set_endpoints("web.test:80", vec![meshed(dead, &broken), meshed(app, &whole)]);
+    let mut connection = http2(client.outbound(app)).await;
+    let large = "x".repeat(50_000);
+    for body in ["", "a small body", &large] {
+        for _ in 0..20 {
+            let request = Request::post("http://web.test/").body(full(body.to_owned())).unwrap();
+            let response = soon(connection.send_request(request)).await.unwrap();
+            assert_eq!(response.status(), 200);
+            assert!(response.headers().keys().all(|name| !name.as_str().starts_with("l5d-proxy")));
+            assert_eq!(text(response.into_body()).await, body);
+        }
+    }
+    assert!(broken.metric("inbound_http_errors_total", &["error=\"i/o\""]) > 0, "the broken one was not tried");
+    // When it is the only one, that is the answer.
+    client.discovery.set_endpoints("web.test:80", vec![meshed(dead, &broken)]);
+    until("the last endpoint is known", || {
+        client.metric("outbound_http_balancer_endpoints", &["endpoint_state=\"ready\""])
+            + client.metric("outbound_http_balancer_endpoints", &["endpoint_state=\"pending\""])
+            == 1
+    })
+    .await;
+    let request = Request::post("http://web.test/").body(full("nobody")).unwrap();
+    let response = soon(connection.send_request(request)).await.unwrap();
+    assert!([502, 504].contains(&response.status().as_u16()), "{response:?}");
+    assert!(!response.headers().contains_key("l5d-proxy-unprocessed"));
+}
+
 #[tokio::test]
 async fn requests_wait_for_endpoints_but_not_for_ever() {
     let app = app(false, |_| async { Response::new(full("ok")) }).await;

@@ -21,6 +21,9 @@ impl Exchange {
 
     /// The final head of the response.
     pub fn response_head(self: &Rc<Self>, mut head: Response, end: bool) {
+        if self.leave_unreachable(&head) {
+            return;
+        }
         {
             let mut s = self.state.borrow_mut();
             let s = &mut *s;
@@ -30,6 +33,7 @@ impl Exchange {
             s.heard();
             s.status = head.status;
             s.head = None;
+            s.kept = Vec::new();
             if self.grpc {
                 s.grpc_status = headers::grpc_status(&head.headers);
             }
@@ -86,6 +90,49 @@ impl Exchange {
         self.response_ended();
     }
 
+    /// The proxy of the endpoint says that it cannot reach its application, so nobody has seen the request: it goes to another
+    /// endpoint, if there is one.
+    fn leave_unreachable(self: &Rc<Self>, head: &Response) -> bool {
+        if self.direction != Direction::Outbound {
+            return false;
+        }
+        let Some(upstream) = self.state.borrow().upstream.clone() else { return false };
+        if !headers::is_unprocessed(head) || upstream.endpoint.identity.is_none() {
+            upstream.answered();
+            return false;
+        }
+        let (conn, id) = {
+            let mut s = self.state.borrow_mut();
+            let s = &mut *s;
+            let Stage::Sent { conn, id } = &s.stage else { return false };
+            if s.finished || s.status != 0 || !s.is_whole() || !upstream.has_better() {
+                return false;
+            }
+            let sent = (conn.clone(), *id);
+            s.again();
+            sent
+        };
+        tracing::debug!(endpoint = %upstream.endpoint.addr, "its application cannot be reached; trying another one");
+        upstream.back_off();
+        conn.reset(id, Reason::CANCEL);
+        self.move_on();
+        true
+    }
+
+    /// Looks for another endpoint, for a request that has to be sent again.
+    fn move_on(self: &Rc<Self>) {
+        self.drop_load();
+        let owed = {
+            let mut s = self.state.borrow_mut();
+            s.upstream = None;
+            std::mem::take(&mut s.owed_request)
+        };
+        // What the old connection had not taken yet is kept here.
+        self.front.release(self.id, owed);
+        self.front.resume();
+        self.dispatch();
+    }
+
     /// The server has become suspect: a request that may be repeated, and of which nothing has come back, goes to another
     /// one.
     pub fn leave_suspect(self: &Rc<Self>) {
@@ -103,9 +150,7 @@ impl Exchange {
         };
         let (conn, id) = sent;
         conn.reset(id, Reason::CANCEL);
-        self.drop_load();
-        self.state.borrow_mut().upstream = None;
-        self.dispatch();
+        self.move_on();
     }
 
     /// The server, or its connection, is gone.
@@ -145,11 +190,7 @@ impl Exchange {
         };
         match then {
             Then::Nothing => {}
-            Then::Again => {
-                self.drop_load();
-                self.state.borrow_mut().upstream = None;
-                self.dispatch();
-            }
+            Then::Again => self.move_on(),
             Then::Discard => self.settle(),
             Then::Propagate(reason) => {
                 let class = lost.reset.map_or("unclassified", Reason::name);
