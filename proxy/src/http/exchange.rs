@@ -11,7 +11,10 @@ use weft_wire::{
     h2::{Reason, StreamId},
 };
 
-use super::{Conn, Failure, Kind, Plan, Want, headers};
+use super::{
+    Conn, Failure, Kind, Plan, Want,
+    headers::{self, Fate},
+};
 use crate::{
     balance::Ended,
     metrics::{Direction, RequestMetrics, ResponseClass},
@@ -60,6 +63,10 @@ struct State {
     request_done: bool,
     /// Something was sent that was not kept.
     body_lost: bool,
+    /// It was sent to a server at least once.
+    seen: bool,
+    /// It was sent again although a server may have seen it.
+    repeated: bool,
     /// Window that is given back when the server, or the client, has taken more.
     owed_request: u32,
     owed_response: u32,
@@ -88,6 +95,18 @@ impl State {
     /// True when it does no harm to do twice what the client wants (RFC 9110 §9.2.1).
     fn is_safe(&self) -> bool {
         self.head.as_ref().is_some_and(|h| matches!(&*h.method, b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE"))
+    }
+
+    /// Whether the request may be sent to another application after this failure.
+    fn fate(&self, kind: Kind) -> Option<Fate> {
+        let unreachable = kind.is_unreachable();
+        if !self.seen && unreachable && matches!(self.stage, Stage::Waiting) {
+            Some(Fate::Unseen)
+        } else if self.seen && self.status == 0 && self.is_safe() && (unreachable || kind == Kind::Io) {
+            Some(Fate::Lost)
+        } else {
+            None
+        }
     }
 
     /// Remembers a piece of the body that is sent, as far as that may be of use: to an application there is only one way.
@@ -159,6 +178,8 @@ impl Exchange {
                 ended: end.then_some(None),
                 request_done: false,
                 body_lost: false,
+                seen: false,
+                repeated: false,
                 owed_request: 0,
                 owed_response: 0,
                 status: 0,
@@ -285,6 +306,7 @@ impl Exchange {
             let end = matches!(s.ended, Some(None)) && s.held.is_empty();
             let Ok(id) = conn.send_request(head, end) else { return false };
             s.stage = Stage::Sent { conn: conn.clone(), id };
+            s.seen = true;
             if s.metrics.is_none() {
                 let metrics = upstream.requests();
                 metrics.request();
@@ -535,12 +557,12 @@ impl Exchange {
 
     /// Answers, or breaks off if a response has begun, and leaves the server.
     pub fn fail(self: &Rc<Self>, failure: &Failure) {
-        let unseen = {
+        let fate = {
             let s = self.state.borrow();
             if s.finished || s.response_done {
                 return;
             }
-            self.direction == Direction::Inbound && matches!(s.stage, Stage::Waiting) && failure.kind.is_unreachable()
+            s.fate(failure.kind).filter(|_| self.direction == Direction::Inbound)
         };
         let Some(router) = self.front.router() else { return };
         failure.log(self.direction, self.front.io.peer());
@@ -552,8 +574,8 @@ impl Exchange {
             return self.finish();
         }
         let mut response = failure.response(self.grpc, router.emits_reasons(), Version::H11);
-        if unseen && router.emits_reasons() {
-            headers::mark_unprocessed(&mut response);
+        if let Some(fate) = fate.filter(|_| router.emits_reasons()) {
+            headers::set_fate(&mut response, fate);
         }
         if self.state.borrow().plan.as_ref().is_some_and(|p| p.downgraded) {
             headers::upgrade_response(&mut response);

@@ -3,8 +3,8 @@
 use weft_wire::{Headers, Request, Response, Version};
 
 const ORIG_PROTO: &[u8] = b"l5d-orig-proto";
-/// Says to the peer's proxy that no application has seen the request. Linkerd's proxy passes over it.
-const UNPROCESSED: &[u8] = b"l5d-proxy-unprocessed";
+/// Says to the peer's proxy what became of the request that it answers. Linkerd's proxy passes over it.
+const FATE: &[u8] = b"l5d-proxy-request";
 /// The last gRPC status that is defined.
 const GRPC_LAST: u32 = 16;
 const GRPC_UNKNOWN: u32 = 2;
@@ -91,14 +91,31 @@ pub fn upgrade_response(head: &mut Response) {
     head.headers.set(ORIG_PROTO, value);
 }
 
-/// Marks the answer to a request that could not be given to the application.
-pub fn mark_unprocessed(head: &mut Response) {
-    head.headers.set(UNPROCESSED, b"true");
+/// What became of a request that the application did not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// No application has seen it.
+    Unseen,
+    /// It was lost with the application, and does no harm when it is done twice.
+    Lost,
 }
 
-/// True for an answer that was marked by [`mark_unprocessed`].
-pub fn is_unprocessed(head: &Response) -> bool {
-    head.headers.contains(UNPROCESSED)
+/// Says to the peer's proxy what became of the request.
+pub fn set_fate(head: &mut Response, fate: Fate) {
+    let value: &[u8] = match fate {
+        Fate::Unseen => b"unseen",
+        Fate::Lost => b"lost",
+    };
+    head.headers.set(FATE, value);
+}
+
+/// What the peer's proxy says about the request.
+pub fn fate(head: &Response) -> Option<Fate> {
+    match head.headers.get(FATE)? {
+        b"unseen" => Some(Fate::Unseen),
+        b"lost" => Some(Fate::Lost),
+        _ => None,
+    }
 }
 
 /// Removes from a response what is between proxies. True when the peer asks that the client's connection end.
@@ -108,7 +125,7 @@ pub fn downgrade_response(head: &mut Response, meshed: bool) -> bool {
         tracing::info!(error = %String::from_utf8_lossy(error), status = head.status, "the peer's proxy failed");
     }
     head.headers.remove(b"l5d-proxy-error");
-    head.headers.remove(UNPROCESSED);
+    head.headers.remove(FATE);
     let close = head.headers.get(b"l5d-proxy-connection") == Some(b"close");
     head.headers.remove(b"l5d-proxy-connection");
     close && meshed

@@ -1,5 +1,7 @@
 //! What happens when something is missing, breaks, or is malformed. The proxy goes on in any case.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::*;
 use crate::policy::{
     Backend, Distribution, Filter, HttpRoute, HttpRoutes, HttpRule, Load, OpaqueRoutes, OutboundProtocol, Ratio,
@@ -115,7 +117,53 @@ async fn requests_that_no_application_has_seen_go_to_another_endpoint() {
     let request = Request::post("http://web.test/").body(full("nobody")).unwrap();
     let response = soon(connection.send_request(request)).await.unwrap();
     assert!([502, 504].contains(&response.status().as_u16()), "{response:?}");
-    assert!(!response.headers().contains_key("l5d-proxy-unprocessed"));
+    assert!(!response.headers().contains_key("l5d-proxy-request"));
+}
+
+/// An application that dies over each request.
+#[tokio::test]
+async fn a_request_that_kills_is_repeated_once_if_that_does_no_harm() {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let killed = |seen: Arc<AtomicUsize>| {
+        raw_app(move |mut stream| {
+            let seen = seen.clone();
+            async move {
+                read_until(&mut stream, "\r\n\r\n").await;
+                seen.fetch_add(1, Ordering::SeqCst);
+            }
+        })
+    };
+    let apps = [killed(seen.clone()).await, killed(seen.clone()).await, killed(seen.clone()).await];
+    let alive = app(false, |_| async { Response::new(full("ok")) }).await;
+    let ca = Authority::new();
+    let mut servers = Vec::new();
+    for addr in apps.into_iter().chain([alive]) {
+        servers.push((addr, Proxy::start(&ca, SERVER, &[], &[addr]).await));
+    }
+    let client = Proxy::start(&ca, CLIENT, &[alive], &[]).await;
+    client
+        .discovery
+        .set_outbound(alive, routes(HttpRule { backends: balanced("web.test:80", PATIENCE), ..HttpRule::default() }));
+    let set = |servers: &[(SocketAddr, Proxy)]| {
+        let endpoints = servers.iter().map(|(addr, server)| meshed(*addr, server)).collect();
+        client.discovery.set_endpoints("web.test:80", endpoints);
+    };
+    // Only those that die: two of three.
+    set(&servers[..3]);
+    let response = soon(http1(client.outbound(alive)).await.send_request(get("/"))).await.unwrap();
+    assert_eq!(response.status(), 502);
+    assert_eq!(seen.load(Ordering::SeqCst), 2);
+    // One that dies and one that lives: nobody notices, but for what might do harm.
+    set(&servers[2..]);
+    let entry = client.outbound(alive);
+    let ask = async |method: &str| {
+        let request = Request::builder().method(method).uri("/").header("host", "web.test").body(full("")).unwrap();
+        soon(http1(entry).await.send_request(request)).await.unwrap().status()
+    };
+    while seen.load(Ordering::SeqCst) == 2 {
+        assert_eq!(ask("GET").await, 200);
+    }
+    while ask("POST").await == 200 {}
 }
 
 #[tokio::test]

@@ -6,7 +6,10 @@ use weft_wire::{Headers, Response, Version, h2::Reason};
 
 use super::{Exchange, Stage};
 use crate::{
-    http::{Failure, Kind, Lost, headers},
+    http::{
+        Failure, Kind, Lost,
+        headers::{self, Fate},
+    },
     io::Io,
     metrics::{Direction, ResponseClass},
 };
@@ -90,24 +93,26 @@ impl Exchange {
         self.response_ended();
     }
 
-    /// The proxy of the endpoint says that it cannot reach its application, so nobody has seen the request: it goes to another
-    /// endpoint, if there is one.
+    /// The proxy of the endpoint says that its application has not seen the request, or has died over one that may be
+    /// repeated: it goes to another endpoint, if there is one. The latter only once, since it may be the request that kills.
     fn leave_unreachable(self: &Rc<Self>, head: &Response) -> bool {
         if self.direction != Direction::Outbound {
             return false;
         }
         let Some(upstream) = self.state.borrow().upstream.clone() else { return false };
-        if !headers::is_unprocessed(head) || upstream.endpoint.identity.is_none() {
+        let Some(fate) = headers::fate(head).filter(|_| upstream.endpoint.identity.is_some()) else {
             upstream.answered();
             return false;
-        }
+        };
         let (conn, id) = {
             let mut s = self.state.borrow_mut();
             let s = &mut *s;
             let Stage::Sent { conn, id } = &s.stage else { return false };
-            if s.finished || s.status != 0 || !s.is_whole() || !upstream.has_better() {
+            let may = fate == Fate::Unseen || (s.is_safe() && !s.repeated);
+            if s.finished || s.status != 0 || !may || !s.is_whole() || !upstream.has_better() {
                 return false;
             }
+            s.repeated |= fate == Fate::Lost;
             let sent = (conn.clone(), *id);
             s.again();
             sent
