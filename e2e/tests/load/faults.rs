@@ -13,6 +13,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("a_lossy_link_fails_no_request", lossy_link),
     ("a_narrow_link_fails_no_request", narrow_link),
     ("a_killed_proxy_fails_only_what_it_was_doing", killed_proxy),
+    ("a_killed_application_fails_only_what_it_was_doing", killed_application),
 ];
 
 /// Requests that a dead server may have begun, at most: as many as the client has in flight.
@@ -118,6 +119,16 @@ fn killed_proxy(traffic: &mut Traffic) -> anyhow::Result<()> {
     let pod = first(traffic)?;
     let seen = traffic.during("a proxy killed", |traffic| {
         traffic.process(&pod, "weft-proxy")?.kill()?;
+        every_replica_answers(traffic)?;
+        traffic.settled()
+    })?;
+    only_what_was_begun(traffic, &seen)
+}
+
+fn killed_application(traffic: &mut Traffic) -> anyhow::Result<()> {
+    let pod = first(traffic)?;
+    let seen = traffic.during("an application killed", |traffic| {
+        traffic.process(&pod, "weft-load")?.kill()?;
         every_replica_answers(traffic)?;
         traffic.settled()
     })?;
