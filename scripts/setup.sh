@@ -23,9 +23,8 @@ haproxy            | haproxy          | bench all            | is the proxy to c
 wrk                | wrk              | bench all            | makes HTTP/1.1 load
 strace             | strace           | bench                | counts system calls
 node               | nodejs           | all                  | is an HTTP/2 client and server that the proxy must serve
-python:grpc        | python3-grpcio   | all                  | is a gRPC client and server that the proxy must serve
 python:h2          | python3-h2       | all                  | is an HTTP/2 client and server that the proxy must serve
-python:websockets  | python3-websockets | all                | is a WebSocket client and server that the proxy must serve
+python:pip         | python3-pip      | all                  | installs Python programs that Debian does not have
 mariadbd           | mariadb-server-core | all               | is a server that speaks first, in the mesh
 mariadb            | mariadb-client-core | all               | is its client
 postgresql:initdb  | postgresql       | all                  | is a server with a binary protocol, in the mesh
@@ -37,6 +36,14 @@ sshd               | openssh-server   | all                  | is a server where
 ssh                | openssh-client   | all                  | is its client
 mosquitto          | mosquitto        | all                  | is a message broker, in the mesh
 mosquitto_pub      | mosquitto-clients | all                 | is its client
+kcat               | kcat             | all                  | is the client of a broker with a binary protocol, in the mesh
+'
+
+# What Debian does not have, or not as people use it: package of PyPI | what for. These go beside what is built.
+pypi='
+grpcio==1.85.1     | is a gRPC client and server that the proxy must serve
+websockets==17.4   | is a WebSocket client and server that the proxy must serve
+kosoku==0.1.0      | runs the Autobahn suite for WebSockets
 '
 
 if ! command -v cargo >/dev/null; then
@@ -65,7 +72,26 @@ while IFS='|' read -r probe package targets purpose; do
   case " ${packages[*]-} " in *" $package "*) ;; *) packages+=("$package") ;; esac
 done <<<"$needs"
 
-[ "${#packages[@]}" -gt 0 ] || exit 0
+install_python() {
+  local directory=${CARGO_TARGET_DIR:-$(dirname "$0")/../target}/python package purpose missing=()
+  [ "$want" = all ] || return 0
+  while IFS='|' read -r package purpose; do
+    package=${package// /}
+    [ -n "$package" ] || continue
+    compgen -G "$directory/${package/==/-}.dist-info" >/dev/null && continue
+    echo "setup: $package is missing; it${purpose}"
+    missing+=("$package")
+  done <<<"$pypi"
+  [ "${#missing[@]}" -gt 0 ] || return 0
+  /usr/bin/python3 -m pip install -q --no-warn-script-location --root-user-action=ignore --upgrade \
+    --target "$directory" "${missing[@]}"
+  echo "setup: installed ${missing[*]} in $directory"
+}
+
+if [ "${#packages[@]}" -eq 0 ]; then
+  install_python
+  exit 0
+fi
 
 if ! command -v apt-get >/dev/null; then
   echo "setup: this is not Debian or Ubuntu; please install: ${packages[*]}" >&2
@@ -101,6 +127,7 @@ if ! install >"$log" 2>&1 && ! { "${root[@]}" apt-get update -q >>"$log" 2>&1 &&
   exit 1
 fi
 rm -f "$log"
+install_python
 for unit in $(comm -13 <(echo "$before") <(enabled)); do
   "${root[@]}" systemctl disable -q "$unit"
 done

@@ -5,13 +5,14 @@ import http
 import sys
 
 import websockets
+from websockets.asyncio.server import serve
 
 
-async def serve(socket, path):
-    if path == "/close":
+async def echo(socket):
+    if socket.request.path == "/close":
         await socket.close(4321, "closed by the server")
         return
-    if path == "/ping":
+    if socket.request.path == "/ping":
         # Says whether the client answers.
         await (await socket.ping(b"from the server"))
         await socket.send("answered")
@@ -20,17 +21,18 @@ async def serve(socket, path):
             await socket.send(message)
     except websockets.ConnectionClosedError:
         # What the client closed with goes to the next one who asks.
-        serve.closed = f"{socket.close_code} {socket.close_reason}"
+        echo.closed = f"{socket.close_code} {socket.close_reason}"
 
 
-async def last(path, headers):
-    if path == "/closed-with":
-        return http.HTTPStatus.OK, [], getattr(serve, "closed", "").encode()
+def last(socket, request):
+    if request.path == "/closed-with":
+        return socket.respond(http.HTTPStatus.OK, getattr(echo, "closed", ""))
 
 
 async def main():
-    async with websockets.serve(
-        serve, "0.0.0.0", int(sys.argv[1]), max_size=None, subprotocols=["echo"], process_request=last
+    async with serve(
+        echo, "0.0.0.0", int(sys.argv[1]), max_size=None, subprotocols=["echo"], process_request=last,
+        ping_interval=None, select_subprotocol=lambda _, offered: "echo" if "echo" in offered else None,
     ):
         await asyncio.get_running_loop().create_future()
 

@@ -1,6 +1,7 @@
 //! Programs that everybody has, through the mesh and meshed on both sides, in one cluster that all of these share. What goes
 //! through a port that is declared opaque also goes through one that nobody declared.
 
+mod autobahn;
 mod databases;
 mod grpc;
 mod messages;
@@ -9,7 +10,7 @@ mod websocket;
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
     sync::{Arc, LazyLock},
 };
@@ -17,18 +18,21 @@ use std::{
 use anyhow::{Context, ensure};
 use libtest_mimic::{Arguments, Trial};
 use serde_json::{Map, Value, json};
-use weft_e2e::{Cluster, Samples, manifest, run};
+use weft_e2e::{Cluster, Samples, binaries, manifest, run};
 
 type Test = fn(&Cluster) -> anyhow::Result<()>;
 
 const NAMESPACE: &str = "programs";
-const SERVERS: [&str; 9] = ["nginx", "mariadb", "postgres", "redis", "exim", "sshd", "mosquitto", "grpc", "websocket"];
+const SERVERS: [&str; 10] =
+    ["nginx", "mariadb", "postgres", "redis", "exim", "sshd", "mosquitto", "kafka", "grpc", "websocket"];
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
     let shared: Arc<LazyLock<anyhow::Result<Cluster>>> = Arc::new(LazyLock::new(start));
-    let tests = [nginx::TESTS, databases::TESTS, messages::TESTS, grpc::TESTS, websocket::TESTS, TESTS].concat();
+    let tests =
+        [nginx::TESTS, databases::TESTS, messages::TESTS, grpc::TESTS, websocket::TESTS, autobahn::TESTS, TESTS]
+            .concat();
     let trials = tests.into_iter().map(|(name, test)| {
         let shared = shared.clone();
         Trial::test(name, move || {
@@ -66,8 +70,17 @@ fn generated_objects(directory: &Path, scratch: &Path) -> anyhow::Result<String>
     run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key))?.success()?;
     let key = json!({"private": fs::read_to_string(&key)?, "public": fs::read_to_string(key.with_extension("pub"))?});
     let object = |kind: &str, name: &str, field: &str, value: Value| json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": name, "namespace": NAMESPACE}, field: value});
-    let items = [object("ConfigMap", NAMESPACE, "data", files.into()), object("Secret", "key", "stringData", key)];
+    let python = object("ConfigMap", "python", "data", json!({"path": python()?}));
+    let files = object("ConfigMap", NAMESPACE, "data", files.into());
+    let items = [files, python, object("Secret", "key", "stringData", key)];
     Ok(json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string())
+}
+
+/// Where `scripts/setup.sh` has put what Debian does not have.
+fn python() -> anyhow::Result<PathBuf> {
+    let directory = binaries().parent().context("no target directory")?.join("python");
+    ensure!(directory.join("kosoku").exists(), "{} has no kosoku; `make setup` installs it", directory.display());
+    Ok(directory)
 }
 
 /// What helps to understand a failure.

@@ -1,4 +1,5 @@
-//! Exim, whose server speaks first; sshd, where both speak at once; Mosquitto, a broker with a binary protocol.
+//! Exim, whose server speaks first; sshd, where both speak at once; two brokers with binary protocols: Mosquitto, and one
+//! that speaks Kafka's to the client that everybody uses for it.
 
 use anyhow::ensure;
 use weft_e2e::{Cluster, wait_for};
@@ -16,6 +17,8 @@ pub const TESTS: &[(&str, Test)] = &[
     ("mosquitto_on_an_undeclared_port", |cluster| {
         mosquitto(cluster, Port::undeclared("mosquitto", 11883, &["not_http"]))
     }),
+    ("kafka_on_its_port", |cluster| kafka(cluster, Port::opaque("kafka", 9092))),
+    ("kafka_on_an_undeclared_port", |cluster| kafka(cluster, Port::undeclared("kafka", 19092, &["not_http"]))),
 ];
 
 fn exim(cluster: &Cluster, port: Port) -> anyhow::Result<()> {
@@ -88,6 +91,36 @@ fn mosquitto(cluster: &Cluster, port: Port) -> anyhow::Result<()> {
             "{subscribe} -t live -C 3 >/tmp/heard & subscriber=$!
              while kill -0 $subscriber 2>/dev/null; do {publish} -t live -m hello; done
              wait $subscriber; cat /tmp/heard"
+        ),
+    )?;
+    ensure!(said == "hello\nhello\nhello\n", "{said}");
+    port.was_secured(cluster)
+}
+
+fn kafka(cluster: &Cluster, port: Port) -> anyhow::Result<()> {
+    let number = port.service;
+    let kcat = format!("kcat -q -b kafka:{number}");
+    // Many small messages in batches, then large ones, then all of them back.
+    let said = client(
+        cluster,
+        &format!(
+            "seq 1 20000 >/tmp/lines
+             {kcat} -P -t small-{number} </tmp/lines
+             {kcat} -C -t small-{number} -p 0 -o beginning -e | cmp - /tmp/lines && echo same
+             head -c 600000 /dev/urandom | base64 -w 0 >/tmp/payload
+             for i in 1 2 3; do {kcat} -P -t large-{number} -X message.max.bytes=2000000 /tmp/payload; done
+             {kcat} -C -t large-{number} -p 0 -o 1 -c 1 -D '' | cmp - /tmp/payload && echo same
+             rm /tmp/lines /tmp/payload"
+        ),
+    )?;
+    ensure!(said == "same\nsame\n", "{said}");
+    // A consumer waits in the middle of a request until somebody produces.
+    let said = client(
+        cluster,
+        &format!(
+            "{kcat} -C -t live-{number} -p 0 -o beginning -c 3 >/tmp/heard & consumer=$!
+             while kill -0 $consumer 2>/dev/null; do echo hello | {kcat} -P -t live-{number}; done
+             wait $consumer; cat /tmp/heard; rm /tmp/heard"
         ),
     )?;
     ensure!(said == "hello\nhello\nhello\n", "{said}");
