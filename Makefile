@@ -6,11 +6,13 @@ RELEASE   := $(or $(CARGO_TARGET_DIR),target)/$(HOST)/release
 PRODUCTS  := weft weft-proxy weft-controller weft-demo
 # Seconds for each fuzz target.
 FUZZ_TIME ?= 60
+# How long make soak takes.
+SOAK_MINUTES ?= 30
 # Options of weft-bench, such as BENCH="--quick" or BENCH="--rounds 5 --seconds 4".
 BENCH     ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint bench fuzz deny
+.PHONY: help setup build demo test soak lint bench fuzz deny
 
 help: ## This list
 	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target text; do \
@@ -32,6 +34,11 @@ demo: ## Build, mesh the demo application on this machine, show it, and stay unt
 test: ## Every test there is (the end-to-end tests need root)
 	@scripts/setup.sh all
 	@scripts/test.sh
+
+soak: ## Half an hour of churn under load (SOAK_MINUTES); nothing may grow (needs root; make test has five minutes of it)
+	@scripts/setup.sh all
+	cargo test --workspace --locked --no-run
+	SOAK_MINUTES=$(SOAK_MINUTES) cargo test --workspace --locked --test soak -- --nocapture
 
 lint: ## Formatting and clippy
 	cargo fmt --all --check

@@ -1,0 +1,142 @@
+//! Pods come and go, the server is scaled and replaced, connections are made and broken, the control plane is killed, and
+//! requests flow all the time. At the end, at rest, no process that was there before uses more than it did earlier.
+//!
+//! `SOAK_MINUTES` says how long; `make soak` takes half an hour. Some things are kept for a time on purpose: the series of a
+//! pod that is gone for ten minutes by proxies, what it did for a quarter of an hour by the metrics component. A soak of
+//! half an hour sees the end of that. A shorter one allows for it, by the number of pods that have come.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, ensure};
+use weft_e2e::{CLIENT, NAMESPACE, Traffic, Usage, wait_for};
+
+/// Requests a second of each protocol: enough to lose something, few enough to leave time for the rest.
+const RATE: u32 = 60;
+const MINUTES: u64 = 5;
+
+/// What is flat: growth by no more than this. Allocators keep some of what was freed, and buffers grow to the size that
+/// was needed once.
+const MEMORY_PERCENT: u64 = 125;
+const MEMORY_MORE_KIB: u64 = 2048;
+const DESCRIPTORS_MORE: u64 = 8;
+/// Nothing is kept longer than this on purpose.
+const KEPT: Duration = Duration::from_secs(15 * 60);
+/// KiB that are kept of each pod until then: by a proxy, and by the metrics component.
+const KEPT_BY_PROXY_KIB: u64 = 64;
+const KEPT_BY_METRICS_KIB: u64 = 256;
+
+/// Programs of a cluster; the node and what holds its pods have started themselves again, as `exe`.
+const PROGRAMS: [&str; 5] = ["weft", "exe", "weft-proxy", "weft-controller", "weft-load"];
+
+type Usages = BTreeMap<(String, i32), Usage>;
+
+/// Every process now.
+fn usages(traffic: &Traffic) -> Usages {
+    let mut usages = Usages::new();
+    for process in traffic.cluster.processes() {
+        if PROGRAMS.contains(&process.program())
+            && let Ok(usage) = process.usage()
+        {
+            let arguments = process.command.get(1..3.min(process.command.len())).unwrap_or_default().join(" ");
+            usages.insert((format!("{} {arguments}", process.program()), process.pid), usage);
+        }
+    }
+    usages
+}
+
+/// Waits until everything that was there before uses about as much as then, but for what it keeps of `pods` on purpose.
+fn flat(traffic: &Traffic, before: &Usages, pods: u64) -> anyhow::Result<()> {
+    wait_for("everything uses as much as before", || {
+        let now = usages(traffic);
+        for (key, before) in before {
+            let Some(now) = now.get(key) else { continue };
+            let kept = match key.0.as_str() {
+                name if name.starts_with("weft-proxy") => KEPT_BY_PROXY_KIB,
+                name if name.starts_with("weft-controller metrics") => KEPT_BY_METRICS_KIB,
+                _ => 0,
+            };
+            let most = before.anonymous * MEMORY_PERCENT / 100 + MEMORY_MORE_KIB + kept * pods;
+            ensure!(now.anonymous <= most, "memory of {key:?}: {before:?}, now {now:?}, {pods} pods came");
+            let most = before.descriptors + DESCRIPTORS_MORE;
+            ensure!(now.descriptors <= most, "descriptors of {key:?}: {before:?}, now {now:?}");
+            ensure!(now.threads <= before.threads, "threads of {key:?}: {before:?}, now {now:?}");
+        }
+        Ok(())
+    })
+}
+
+/// Everything that may happen to a cluster, once. Adds the names of all replicas that came to `names`.
+fn round(traffic: &mut Traffic, number: usize, names: &mut BTreeSet<String>) -> anyhow::Result<()> {
+    traffic.scale(if number.is_multiple_of(2) { 4 } else { 2 })?;
+    names.extend(traffic.names()?);
+    traffic.drain(traffic.names()?.first().context("no replica")?)?;
+    names.extend(traffic.names()?);
+    traffic.replace()?;
+    names.extend(traffic.names()?);
+    // Clients that come with many connections, say little, and go without a word.
+    for url in ["http://echo/", "http://echo:81/"] {
+        let protocol = if url.ends_with("81/") { "" } else { "--h1" };
+        let command =
+            format!("for i in 1 2 3; do timeout -s KILL 5 h2load {protocol} -c 50 -n 400 {url} || true; done");
+        traffic.cluster.exec(NAMESPACE, CLIENT, &["sh", "-c", &command])?;
+    }
+    traffic.more(200).map(drop)
+}
+
+#[test]
+fn nothing_grows_however_much_comes_and_goes() -> anyhow::Result<()> {
+    let minutes = env::var("SOAK_MINUTES").map_or(Ok(MINUTES), |text| text.parse()).context("SOAK_MINUTES")?;
+    let length = Duration::from_secs(minutes * 60);
+    // Half of a long soak, so that what is kept has come to its end in both halves; less of a short one.
+    let first = if length / 2 >= KEPT { length / 2 } else { length / 3 };
+    let mut traffic = Traffic::start(RATE)?;
+    let begun = Instant::now();
+    let (mut rounds, mut names) = (0, BTreeSet::new());
+    while rounds < 2 || begun.elapsed() < first {
+        round(&mut traffic, rounds, &mut names)?;
+        rounds += 1;
+        // What is killed is not there at the end; so this comes first.
+        if begun.elapsed() < first / 2 {
+            for component in ["destination", "identity", "metrics"] {
+                let killed = traffic.cluster.process("weft-controller", &[component])?;
+                killed.kill()?;
+                wait_for(component, || {
+                    let now = traffic.cluster.process("weft-controller", &[component])?;
+                    ensure!(now.pid != killed.pid, "it is not dead yet");
+                    Ok(())
+                })?;
+            }
+        }
+    }
+    let before = at_rest(&traffic, rounds)?;
+    names.clear();
+    traffic.resume()?;
+    let second = Instant::now();
+    while second.elapsed() < length - first {
+        round(&mut traffic, rounds, &mut names)?;
+        rounds += 1;
+    }
+    let now = at_rest(&traffic, rounds)?;
+    ensure!(before.keys().filter(|key| now.contains_key(key)).count() >= 8, "what was there is gone");
+    let kept = if first >= KEPT { 0 } else { names.len() as u64 };
+    flat(&traffic, &before, kept)?;
+    let report = traffic.report()?;
+    eprintln!("{} HTTP requests and {} gRPC calls were answered", report.http.answered, report.grpc.answered);
+    report.nothing_failed()
+}
+
+/// Stops the requests and looks.
+fn at_rest(traffic: &Traffic, rounds: usize) -> anyhow::Result<Usages> {
+    traffic.settled()?;
+    traffic.pause()?;
+    let usages = usages(traffic);
+    eprintln!("after {rounds} rounds:");
+    for ((name, pid), Usage { anonymous, descriptors, threads }) in &usages {
+        eprintln!("  {name} ({pid}): {anonymous} KiB, {descriptors} descriptors, {threads} threads");
+    }
+    Ok(usages)
+}
