@@ -11,7 +11,7 @@ cc                 | gcc              | build demo bench all | compiles the C pa
 ld                 | binutils         | build demo bench all | links the binaries
 nft                | nftables         | demo bench all       | redirects the traffic of pods to their proxy
 ip                 | iproute2         | demo bench all       | makes network namespaces and links
-newuidmap          | uidmap           | demo all             | gives an ordinary user's cluster users of its own
+newuidmap          | uidmap           | demo all             | gives the cluster of an ordinary user users of its own
 nsenter            | util-linux       | bench all            | enters network namespaces
 curl               | curl             | demo all             | is the client in examples and tests
 tcpdump            | tcpdump          | all                  | shows that nothing travels in the clear
