@@ -99,8 +99,13 @@ fn narrow_link(traffic: &mut Traffic) -> anyhow::Result<()> {
         let tc = |arguments: &str| traffic.tc(&pod, "weft-load", arguments);
         tc("qdisc add dev eth0 root tbf rate 64kbit burst 4kb latency 2s")?;
         traffic.more(1000)?;
-        let said = tc("-s qdisc show dev eth0")?;
-        ensure!(said.contains("tbf") && !said.contains("overlimits 0 "), "nothing had to wait: {said}");
+        // The balancer may avoid the replica for a while, as it was slow before.
+        wait_for("something has to wait for the link", || {
+            traffic.more(200)?;
+            let said = tc("-s qdisc show dev eth0")?;
+            ensure!(said.contains("tbf") && !said.contains("overlimits 0 "), "{said}");
+            Ok(())
+        })?;
         tc("qdisc del dev eth0 root").map(drop)
     })?;
     every_replica_answers(traffic)?;
