@@ -19,6 +19,9 @@ use serde_json::Value;
 
 use crate::{DEADLINE, Process, wait_for};
 
+/// What a cluster of the tests is made of.
+pub const PROGRAMS: [&str; 6] = ["weft", "weft-proxy", "weft-init", "weft-controller", "weft-demo", "weft-load"];
+
 /// The directory of the binaries that were built together with this test.
 ///
 /// # Panics
@@ -27,7 +30,7 @@ use crate::{DEADLINE, Process, wait_for};
 pub fn binaries() -> PathBuf {
     let this = std::env::current_exe().expect("a test knows its own path");
     let directory = this.ancestors().nth(2).expect("a test is in target/*/deps").to_owned();
-    for name in ["weft", "weft-proxy", "weft-init", "weft-controller", "weft-demo", "weft-load"] {
+    for name in PROGRAMS {
         assert!(directory.join(name).exists(), "{} has no {name}; `make test` builds it", directory.display());
     }
     directory

@@ -12,7 +12,7 @@ mod samples;
 mod traffic;
 mod user;
 
-pub use cluster::{Cluster, Foreground, Ran, binaries, manifest, run, weft};
+pub use cluster::{Cluster, Foreground, PROGRAMS, Ran, binaries, manifest, run, weft};
 pub use demo::demo;
 pub use packets::{Capture, Packet};
 pub use processes::{Process, Usage};

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
-use weft_e2e::{Cluster, Stage, User, binaries, demo, manifest, wait_for};
+use weft_e2e::{Cluster, PROGRAMS, Stage, User, binaries, demo, manifest, wait_for};
 
 type Test = fn() -> anyhow::Result<()>;
 
@@ -45,8 +45,7 @@ fn main() -> ExitCode {
 /// Programs and demo where every user may read them, laid out as the tree and its target directory are.
 fn stage() -> std::io::Result<Stage> {
     let binaries = binaries();
-    let programs = ["weft", "weft-proxy", "weft-init", "weft-controller", "weft-demo"];
-    let programs = programs.map(|name| (binaries.join(name), format!("bin/{name}")));
+    let programs = PROGRAMS.map(|name| (binaries.join(name), format!("bin/{name}")));
     let tree = ["scripts/demo.sh", "demo/emojivoto.yml"].map(|path| (manifest(path), path.to_owned()));
     let this = (Path::new("/proc/self/exe").to_owned(), "bin/deps/rootless".to_owned());
     let files: Vec<_> = programs.into_iter().chain(tree).chain([this]).collect();
