@@ -134,22 +134,25 @@ fn without_any_file_descriptor_clients_are_told_at_once() {
     let limit = numbers.iter().max().unwrap() + 1;
     limit_files(proxy, Some(limit));
     let mut held = Vec::new();
-    while open_files(proxy).len() < limit {
-        let before = open_files(proxy).len();
+    eventually("no descriptor is free", || {
+        if open_files(proxy).len() >= limit {
+            return Some(());
+        }
         let mut stream = mesh.client.ns.connect(mesh.vip).unwrap();
-        stream.write_all(b"GET / HT").unwrap();
+        // The last one may be shed.
+        let _ = stream.write_all(b"GET / HT");
         held.push(stream);
-        eventually("another descriptor in use", || (open_files(proxy).len() != before).then_some(()));
-    }
-    for _ in 0..50 {
-        assert!(connect(&mesh.client.ns, vip).is_none(), "shed, not left waiting");
-    }
+        None
+    });
+    // The connection that was asked for metrics may have made room for one when it ended.
+    let carried: Vec<_> = (0..50).filter_map(|_| connect(&mesh.client.ns, vip)).collect();
+    assert!(carried.len() <= 1, "shed, not left waiting: {}", carried.len());
     assert!(carries(&mut first), "who has a connection keeps it");
     let log = proxy.log();
     let told = log.matches("connection shed").count() + log.matches("cannot accept").count();
     assert!((1..30).contains(&told), "{told} lines: {log}");
     limit_files(proxy, None);
-    drop(held);
+    drop((held, carried));
     eventually("room", || connect(&mesh.client.ns, vip));
     let text = mesh.client.proxy().metrics();
     let shed = metric(&text, "outbound_tcp_errors_total", &[FILES, "target_port=\"9000\""]).unwrap_or_default();
