@@ -102,7 +102,17 @@ impl Report {
     ///
     /// With what failed.
     pub fn nothing_failed(&self) -> anyhow::Result<()> {
-        ensure!(self.http.failed == 0 && self.grpc.failed == 0, "requests failed: {self:?}");
+        let Self { http, grpc } = self;
+        ensure!(
+            http.failed == 0 && grpc.failed == 0,
+            "requests failed: {} of {} HTTP: {:?}, {} of {} gRPC: {:?}",
+            http.failed,
+            http.sent,
+            http.failures,
+            grpc.failed,
+            grpc.sent,
+            grpc.failures
+        );
         Ok(())
     }
 

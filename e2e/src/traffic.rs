@@ -211,6 +211,18 @@ impl Traffic {
         Ok(seen)
     }
 
+    /// What helps to understand a failure.
+    pub fn state(&self) -> String {
+        let commands: [&[&str]; 3] = [
+            &["ps", "-A"],
+            &["endpoints", "echo.load.svc.cluster.local:80"],
+            &["logs", "-n", NAMESPACE, CLIENT, "-c", "linkerd-proxy", "--tail", "40"],
+        ];
+        let said =
+            commands.map(|command| self.cluster.weft(command).map_or_else(|e| format!("{e:#}"), |ran| ran.to_string()));
+        said.join("\n")
+    }
+
     /// Makes a replica answer that much later.
     ///
     /// # Errors

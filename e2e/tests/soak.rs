@@ -98,6 +98,7 @@ fn nothing_grows_however_much_comes_and_goes() -> anyhow::Result<()> {
     let (mut rounds, mut names) = (0, BTreeSet::new());
     while rounds < 2 || begun.elapsed() < first {
         round(&mut traffic, rounds, &mut names)?;
+        nothing_failed(&traffic, rounds)?;
         rounds += 1;
         // What is killed is not there at the end; so this comes first.
         if begun.elapsed() < first / 2 {
@@ -118,6 +119,7 @@ fn nothing_grows_however_much_comes_and_goes() -> anyhow::Result<()> {
     let second = Instant::now();
     while second.elapsed() < length - first {
         round(&mut traffic, rounds, &mut names)?;
+        nothing_failed(&traffic, rounds)?;
         rounds += 1;
     }
     let now = at_rest(&traffic, rounds)?;
@@ -127,6 +129,11 @@ fn nothing_grows_however_much_comes_and_goes() -> anyhow::Result<()> {
     let report = traffic.report()?;
     eprintln!("{} HTTP requests and {} gRPC calls were answered", report.http.answered, report.grpc.answered);
     report.nothing_failed()
+}
+
+/// Says so at once, while what has happened can still be read.
+fn nothing_failed(traffic: &Traffic, round: usize) -> anyhow::Result<()> {
+    traffic.report()?.nothing_failed().with_context(|| format!("after round {round}\n{}", traffic.state()))
 }
 
 /// Stops the requests and looks.

@@ -259,20 +259,16 @@ fn loops_are_refused() {
     refused(&mesh.client, out);
     refused(&mesh.client, back);
     refused(&mesh.client, mesh.server.addr(4140));
-    let (client, server) = (mesh.client.metrics(), mesh.server.metrics());
-    let counted = |text: &str, name: &str, label: &str| metric(text, name, &[label]).unwrap_or_default();
-    assert_eq!(counted(&client, "outbound_tcp_errors_total", "error=\"loop\""), 2.0, "{client}");
-    assert_eq!(
-        counted(&client, "inbound_tcp_errors_total", "error=\"no identity\",target_addr=\"127"),
-        1.0,
-        "{client}"
-    );
-    assert_eq!(counted(&client, "inbound_tcp_errors_total", "error=\"no identity\",target_addr=\"10"), 1.0, "{client}");
-    let loops = |port: &str| {
-        counted(&server, "inbound_tcp_errors_total", &format!("error=\"loop\",target_addr=\"10.244.0.12:{port}"))
+    // A connection is counted when it is done with, which may be after its client has seen the end of it.
+    let counted = |pod: &mut support::Pod, name: &str, labels: &[&str], count: f64| {
+        pod.proxy().wait_metric(name, labels, |n| n == count);
     };
-    assert_eq!(loops("4140"), 1.0, "{server}");
-    assert!(loops("4143") >= 1.0, "{server}");
+    counted(&mut mesh.client, "outbound_tcp_errors_total", &["error=\"loop\""], 2.0);
+    counted(&mut mesh.client, "inbound_tcp_errors_total", &["error=\"no identity\"", "target_addr=\"127"], 1.0);
+    counted(&mut mesh.client, "inbound_tcp_errors_total", &["error=\"no identity\"", "target_addr=\"10"], 1.0);
+    counted(&mut mesh.server, "inbound_tcp_errors_total", &["error=\"loop\"", "target_addr=\"10.244.0.12:4140"], 1.0);
+    let to_own_port = ["error=\"loop\"", "target_addr=\"10.244.0.12:4143"];
+    mesh.server.proxy().wait_metric("inbound_tcp_errors_total", &to_own_port, |n| n >= 1.0);
     for (pod, text) in [(&mesh.client, "the proxy was dialled itself"), (&mesh.server, "leads to this proxy itself")] {
         pod.proxy.as_ref().unwrap().wait_log(text);
     }

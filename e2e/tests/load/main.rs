@@ -10,7 +10,7 @@ use std::{
 };
 
 use libtest_mimic::{Arguments, Trial};
-use weft_e2e::{NAMESPACE, Traffic};
+use weft_e2e::Traffic;
 
 type Test = fn(&mut Traffic) -> anyhow::Result<()>;
 
@@ -31,23 +31,11 @@ fn main() -> ExitCode {
                 Ok(traffic) => traffic,
                 Err(error) => return Err(format!("the cluster did not start: {error:#}").into()),
             };
-            test(traffic).map_err(|error| format!("{error:#}\n{}", state(traffic)).into())
+            test(traffic).map_err(|error| format!("{error:#}\n{}", traffic.state()).into())
         })
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     // The last owner: this ends the cluster.
     drop(shared);
     conclusion.exit_code()
-}
-
-/// What helps to understand a failure.
-fn state(traffic: &Traffic) -> String {
-    let commands: [&[&str]; 3] = [
-        &["ps", "-A"],
-        &["endpoints", "echo.load.svc.cluster.local:80"],
-        &["logs", "-n", NAMESPACE, "deploy/load", "-c", "linkerd-proxy", "--tail", "40"],
-    ];
-    let said =
-        commands.map(|command| traffic.cluster.weft(command).map_or_else(|e| format!("{e:#}"), |ran| ran.to_string()));
-    said.join("\n")
 }

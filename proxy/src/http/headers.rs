@@ -5,6 +5,8 @@ use weft_wire::{Headers, Request, Response, Version};
 const ORIG_PROTO: &[u8] = b"l5d-orig-proto";
 /// Says to the peer's proxy what became of the request that it answers. Linkerd's proxy passes over it.
 const FATE: &[u8] = b"l5d-proxy-request";
+const PROXY_ERROR: &[u8] = b"l5d-proxy-error";
+const PROXY_CONNECTION: &[u8] = b"l5d-proxy-connection";
 /// The last gRPC status that is defined.
 const GRPC_LAST: u32 = 16;
 const GRPC_UNKNOWN: u32 = 2;
@@ -118,16 +120,21 @@ pub fn fate(head: &Response) -> Option<Fate> {
     }
 }
 
+/// Removes from an application's own response what only proxies say to each other.
+pub fn strip_response(head: &mut Response) {
+    for name in [PROXY_ERROR, PROXY_CONNECTION, FATE] {
+        head.headers.remove(name);
+    }
+}
+
 /// Removes from a response what is between proxies. True when the peer asks that the client's connection end.
 pub fn downgrade_response(head: &mut Response, meshed: bool) -> bool {
     head.headers.remove(ORIG_PROTO);
-    if let Some(error) = head.headers.get(b"l5d-proxy-error") {
+    if let Some(error) = head.headers.get(PROXY_ERROR) {
         tracing::info!(error = %String::from_utf8_lossy(error), status = head.status, "the peer's proxy failed");
     }
-    head.headers.remove(b"l5d-proxy-error");
-    head.headers.remove(FATE);
-    let close = head.headers.get(b"l5d-proxy-connection") == Some(b"close");
-    head.headers.remove(b"l5d-proxy-connection");
+    let close = head.headers.get(PROXY_CONNECTION) == Some(b"close");
+    strip_response(head);
     close && meshed
 }
 

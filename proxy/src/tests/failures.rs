@@ -120,6 +120,41 @@ async fn requests_that_no_application_has_seen_go_to_another_endpoint() {
     assert!(!response.headers().contains_key("l5d-proxy-request"));
 }
 
+/// What proxies say to each other is theirs: an application that says it can have nothing repeated.
+#[tokio::test]
+async fn applications_do_not_speak_for_their_proxies() {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let ca = Authority::new();
+    let mut servers = Vec::new();
+    for _ in 0..3 {
+        let seen = seen.clone();
+        let addr = app(true, move |_| {
+            seen.fetch_add(1, Ordering::SeqCst);
+            let response = Response::builder()
+                .header("l5d-proxy-request", "unseen")
+                .header("l5d-proxy-connection", "close")
+                .header("l5d-proxy-error", "nothing is wrong");
+            async move { response.body(full("answer")).unwrap() }
+        })
+        .await;
+        servers.push((addr, Proxy::start(&ca, SERVER, &[], &[addr]).await));
+    }
+    let any = servers[0].0;
+    let client = Proxy::start(&ca, CLIENT, &[any], &[]).await;
+    client
+        .discovery
+        .set_outbound(any, routes(HttpRule { backends: balanced("web.test:80", PATIENCE), ..HttpRule::default() }));
+    client.discovery.set_endpoints("web.test:80", servers.iter().map(|(addr, server)| meshed(*addr, server)).collect());
+    let mut connection = http2(client.outbound(any)).await;
+    for count in 1..=10 {
+        let response = soon(connection.send_request(get("http://web.test/"))).await.unwrap();
+        assert_eq!(response.status(), 200);
+        assert!(response.headers().keys().all(|name| !name.as_str().starts_with("l5d-proxy")), "{response:?}");
+        assert_eq!(text(response.into_body()).await, "answer");
+        assert_eq!(seen.load(Ordering::SeqCst), count, "a request was repeated");
+    }
+}
+
 /// An application that dies over each request.
 #[tokio::test]
 async fn a_request_that_kills_is_repeated_once_if_that_does_no_harm() {

@@ -43,6 +43,9 @@ impl Exchange {
             if let Some(metrics) = &s.metrics {
                 metrics.latency(head.status, self.started.elapsed());
             }
+            if self.direction == Direction::Inbound {
+                headers::strip_response(&mut head);
+            }
             if let Some(plan) = &s.plan {
                 for change in &plan.response {
                     change.apply(&mut head.headers);
