@@ -12,11 +12,11 @@ SOAK_MINUTES ?= 30
 BENCH     ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test soak lint bench fuzz deny
+.PHONY: help setup build images demo kubernetes test soak lint bench fuzz deny
 
 help: ## This list
 	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target text; do \
-	  printf '  make %-8s %s\n' "$$target" "$$text"; done
+	  printf '  make %-10s %s\n' "$$target" "$$text"; done
 
 setup: ## Install what tests and benchmark need and this machine lacks, and say what
 	@scripts/setup.sh all
@@ -25,6 +25,13 @@ build: ## Build the static release binaries
 	@scripts/setup.sh build
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --bins --target $(HOST) $(PRODUCTS:%=--package %)
 	@cd $(RELEASE) && ls -l $(PRODUCTS) weft-init | awk '{ printf "  %-16s %6.1f MB\n", $$NF, $$5 / 1e6 }'
+
+images: build ## Build container images of the static binaries, as archives, without a container engine
+	@scripts/images.sh $(RELEASE) $(or $(CARGO_TARGET_DIR),target)/images
+
+kubernetes: ## Build a real single-node Kubernetes for the tests, outside of the checkout, once
+	@scripts/setup.sh kubernetes
+	@e2e/kubernetes/build.sh
 
 demo: ## Build, mesh the demo application on this machine, show it, and stay until Ctrl-C
 	@scripts/setup.sh demo

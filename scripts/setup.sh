@@ -1,18 +1,22 @@
 #!/usr/bin/env bash
 # Installs with apt what a target needs and this machine lacks, and says what and why.
-# Usage: scripts/setup.sh build|demo|bench|all
+# Usage: scripts/setup.sh build|demo|bench|kubernetes|all
 set -euo pipefail
 
-want=${1:?usage: scripts/setup.sh build|demo|bench|all}
+want=${1:?usage: scripts/setup.sh build|demo|bench|kubernetes|all}
 
 # How to see that it is there | package | which targets need it | what for
 needs='
-cc                 | gcc              | build demo bench all | compiles the C parts of the cryptography library
+cc                 | gcc              | build demo bench kubernetes all | compiles the C parts of the cryptography library
 ld                 | binutils         | build demo bench all | links the binaries
 nft                | nftables         | demo bench all       | redirects the traffic of pods to their proxy
-ip                 | iproute2         | demo bench all       | makes network namespaces and links
+ip                 | iproute2         | demo bench kubernetes all | makes network namespaces and links
 newuidmap          | uidmap           | demo all             | gives the cluster of an ordinary user users of its own
-nsenter            | util-linux       | bench all            | enters network namespaces
+nsenter            | util-linux       | bench kubernetes all | enters network namespaces
+openssl            | openssl          | kubernetes all       | makes the certificates of the test cluster
+patch              | patch            | kubernetes all       | applies the changes of a source package
+xz                 | xz-utils         | kubernetes all       | unpacks a source package
+python:pip         | python3-pip      | kubernetes           | fetches a compiler for the test cluster
 curl               | curl             | demo all             | is the client in examples and tests
 tcpdump            | tcpdump          | all                  | shows that nothing travels in the clear
 nghttp             | nghttp2-client   | all                  | is an HTTP/2 client that the proxy must serve

@@ -1,6 +1,7 @@
-//! The metrics API of the control plane, reached through the cluster's node.
+//! The metrics API of the control plane, reached through the cluster.
 
 use crate::Failure;
+use crate::cluster::{Cluster, Mesh};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
@@ -9,7 +10,6 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use weft_core::api::{ApiError, CheckResponse, EdgesRequest, EdgesResponse, StatRequest, StatResponse};
 use weft_core::names;
-use weft_local::client::Client;
 
 /// Answers larger than this, in octets, are refused.
 const MAX_ANSWER: usize = 256 << 20;
@@ -19,7 +19,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// A running cluster's metrics API.
 #[derive(Debug)]
 pub struct Api {
-    client: Client,
+    cluster: Cluster,
     namespace: String,
 }
 
@@ -33,12 +33,17 @@ pub struct Answer {
 }
 
 impl Api {
-    /// The API of the control plane in this namespace.
+    /// The API of a mesh's control plane.
     ///
     /// # Errors
-    /// When no cluster runs; the message says what to do.
-    pub async fn connect(control_namespace: &str) -> Result<Api, Failure> {
-        Ok(Api { client: connect().await?, namespace: control_namespace.to_owned() })
+    /// When there is no cluster; the message says what to do.
+    pub async fn connect(mesh: &Mesh) -> Result<Api, Failure> {
+        Ok(Api::of(mesh.connect().await?, &mesh.control))
+    }
+
+    /// The API of the control plane in this namespace of a cluster.
+    pub fn of(cluster: Cluster, control_namespace: &str) -> Api {
+        Api { cluster, namespace: control_namespace.to_owned() }
     }
 
     /// Rows of `stat`.
@@ -74,7 +79,7 @@ impl Api {
         let hop = format!("svc/{} in {}, port {}", names::METRICS_SERVICE, self.namespace, names::METRICS_HTTP_PORT);
         let asked = async {
             let target = format!("svc/{}", names::METRICS_SERVICE);
-            let stream = self.client.dial(&self.namespace, &target, names::METRICS_HTTP_PORT).await;
+            let stream = self.cluster.dial(&self.namespace, &target, names::METRICS_HTTP_PORT).await;
             let stream = stream.map_err(|e| format!("cannot connect: {e}"))?;
             let body = question.map(serde_json::to_vec).transpose().map_err(|e| e.to_string())?.unwrap_or_default();
             exchange(stream, names::METRICS_SERVICE, method, path, body).await
@@ -90,17 +95,6 @@ impl Api {
             _ => Failure::new(format!("metrics API, {path}: {reason}")),
         })
     }
-}
-
-/// The running cluster.
-///
-/// # Errors
-/// When none runs; the message says what to do.
-pub async fn connect() -> Result<Client, Failure> {
-    Client::connect().await.map_err(|error| {
-        let hint = "Validate the install with: weft check";
-        Failure { message: format!("Cannot connect to the cluster: {error}\n{hint}"), code: 1 }
-    })
 }
 
 fn cannot_connect(reason: &str) -> Failure {

@@ -1,7 +1,9 @@
 //! `weft check`: runs checks in order, prints each as it ends. What is wrong comes with what to do about it.
 
 use crate::args::{Check, CheckOutput};
-use crate::checks::{self, Options};
+use crate::checks::{self, Options, Running};
+use crate::cluster::{Cluster, Mesh};
+use crate::kubernetes::Kubernetes;
 use crate::{Failure, print};
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -12,11 +14,50 @@ use tokio::time::Instant;
 ///
 /// # Errors
 /// Never for a failed check.
-pub async fn run(args: Check, control: &str) -> Result<ExitCode, Failure> {
+pub async fn run(args: Check, mesh: &Mesh) -> Result<ExitCode, Failure> {
     let mut runner = Runner::new(args.output, Duration::from_secs(args.wait));
-    let options = Options { control: control.to_owned(), namespace: args.namespace, proxy_only: args.proxy };
-    checks::run(&mut runner, &checks::Running, &options).await;
+    let options = Options {
+        control: mesh.control.clone(),
+        namespace: args.namespace,
+        proxy_only: args.proxy,
+        linkerd_cni: args.linkerd_cni_enabled,
+        kubernetes: false,
+    };
+    let on_kubernetes = Options { kubernetes: true, ..options.clone() };
+    if args.pre || args.crds {
+        let found = Kubernetes::new(&mesh.access).await;
+        if let Some(kubernetes) = checks::kubernetes::connect(&mut runner, found).await {
+            if args.pre {
+                checks::kubernetes::before_install(&mut runner, &kubernetes, &on_kubernetes).await;
+            }
+            if args.crds {
+                checks::kubernetes::definitions(&mut runner, &kubernetes).await;
+            }
+        }
+    } else {
+        match mesh.cluster().await {
+            Ok(Cluster::Kubernetes(kubernetes)) => {
+                let running = Running { mesh: mesh.clone(), cluster: Some(Cluster::Kubernetes(kubernetes.clone())) };
+                if let Some(kubernetes) = checks::kubernetes::connect(&mut runner, Ok(kubernetes)).await {
+                    checks::kubernetes::run(&mut runner, &kubernetes, &running, &on_kubernetes).await;
+                }
+            }
+            Err(error) if mesh.access.is_explicit() => {
+                checks::kubernetes::connect(&mut runner, Err::<Kubernetes, _>(error)).await;
+            }
+            _ => checks::run(&mut runner, &Running { mesh: mesh.clone(), cluster: None }, &options).await,
+        }
+    }
     Ok(if runner.finish() { ExitCode::SUCCESS } else { ExitCode::from(2) })
+}
+
+/// The page that says of every check what it means when it fails, and what to do.
+const PAGE: &str = "docs/checks.md";
+
+/// The section of [`PAGE`] about a check.
+pub fn anchor(description: &str) -> String {
+    let kept = description.to_lowercase().replace(' ', "-");
+    kept.chars().filter(|c| c.is_alphanumeric() || *c == '-').collect()
 }
 
 /// How bad it is when a check fails, and whether it is tried again.
@@ -127,7 +168,10 @@ impl Runner {
         self.record(Outcome {
             description: description.to_owned(),
             error,
-            hint: hint.to_owned(),
+            hint: match hint {
+                "" => format!("{PAGE}#{}", anchor(description)),
+                hint => format!("{hint} and {PAGE}#{}", anchor(description)),
+            },
             warning: severity.warning,
         });
         found
@@ -205,6 +249,12 @@ impl Runner {
             })
             .collect();
         json!({ "success": success, "categories": categories })
+    }
+
+    /// The descriptions of all checks that ran.
+    #[cfg(test)]
+    pub(crate) fn descriptions(&self) -> impl Iterator<Item = &str> {
+        self.categories.iter().flat_map(|(_, outcomes)| outcomes).map(|outcome| outcome.description.as_str())
     }
 
     /// What was printed.

@@ -1,6 +1,7 @@
 //! `weft diagnostics profile` and `policy`: what the control plane tells proxies, as it tells them.
 
 use crate::args::{MessageOutput, Policy, Profile};
+use crate::cluster::Mesh;
 use crate::grpc::{self, Destination, Target};
 use crate::{Failure, messages, print, resource};
 use linkerd2_proxy_api::outbound::{TrafficSpec, traffic_spec};
@@ -12,8 +13,8 @@ use weft_core::names;
 ///
 /// # Errors
 /// When the control plane cannot be reached, or refuses the address.
-pub async fn profile(args: Profile, control: &str) -> Result<ExitCode, Failure> {
-    let target = Target { namespace: control.to_owned(), pod: args.destination_pod };
+pub async fn profile(args: Profile, mesh: &Mesh) -> Result<ExitCode, Failure> {
+    let target = Target { mesh: mesh.clone(), pod: args.destination_pod };
     let profile = Destination::connect(&target).await?.profile(&args.address, &args.token).await?;
     print(&render(&messages::profile(&profile), args.output)?);
     Ok(ExitCode::SUCCESS)
@@ -23,7 +24,7 @@ pub async fn profile(args: Profile, control: &str) -> Result<ExitCode, Failure> 
 ///
 /// # Errors
 /// When the resource is neither pod nor service, or the control plane cannot be reached or does not know it.
-pub async fn policy(args: Policy, control: &str) -> Result<ExitCode, Failure> {
+pub async fn policy(args: Policy, mesh: &Mesh) -> Result<ExitCode, Failure> {
     let subject = resource::parse_one(&args.resource)?;
     let Some(name) = subject.name else {
         return Err(Failure::new("resource type and name are required, as in po/web-1 or svc/web"));
@@ -32,7 +33,7 @@ pub async fn policy(args: Policy, control: &str) -> Result<ExitCode, Failure> {
         let message = format!("invalid resource type {}; must be one of Pod or Service", args.resource);
         return Err(Failure::new(message));
     }
-    let target = Target { namespace: control.to_owned(), pod: args.destination_pod };
+    let target = Target { mesh: mesh.clone(), pod: args.destination_pod };
     let api = grpc::Policy::connect(&target).await?;
     let message = if subject.kind == "pod" {
         let workload = json!({ "ns": args.namespace, "pod": name }).to_string();

@@ -1,6 +1,7 @@
 //! `weft edges`: who talks to whom, and whether it is secured.
 
 use crate::args::{Edges, Output};
+use crate::cluster::Mesh;
 use crate::stat::in_namespace;
 use crate::table::{Align, Column, render as render_table};
 use crate::{Failure, api, print, resource};
@@ -12,9 +13,9 @@ use weft_core::api::{Edge, EdgesRequest};
 ///
 /// # Errors
 /// When the type is not one that has edges, or the control plane cannot answer.
-pub async fn run(args: Edges, control: &str) -> Result<ExitCode, Failure> {
+pub async fn run(args: Edges, mesh: &Mesh) -> Result<ExitCode, Failure> {
     let request = request(&args)?;
-    let edges = api::Api::connect(control).await?.edges(&request).await?.edges;
+    let edges = api::Api::connect(mesh).await?.edges(&request).await?.edges;
     match render(edges, args.output) {
         Some(text) => print(&text),
         None => eprintln!("No edges found."),

@@ -1,6 +1,7 @@
 //! `weft endpoints AUTHORITY…`: where the control plane tells proxies to send what goes to an authority.
 
 use crate::args::{Endpoints, EndpointsOutput};
+use crate::cluster::Mesh;
 use crate::grpc::{Destination, Target};
 use crate::table::{Align, Column, render as render_table};
 use crate::{Failure, messages, print};
@@ -13,8 +14,8 @@ use std::process::ExitCode;
 ///
 /// # Errors
 /// When the control plane cannot be reached, or refuses one of the authorities.
-pub async fn run(args: Endpoints, control: &str) -> Result<ExitCode, Failure> {
-    let target = Target { namespace: control.to_owned(), pod: args.destination_pod.clone() };
+pub async fn run(args: Endpoints, mesh: &Mesh) -> Result<ExitCode, Failure> {
+    let target = Target { mesh: mesh.clone(), pod: args.destination_pod.clone() };
     let api = Destination::connect(&target).await?;
     let mut updates = Vec::new();
     for authority in &args.authorities {

@@ -1,6 +1,7 @@
-//! gRPC to the control plane, as a proxy speaks it, through the cluster's node.
+//! gRPC to the control plane, as a proxy speaks it, through the cluster.
 
-use crate::{Failure, api};
+use crate::Failure;
+use crate::cluster::Mesh;
 use hyper_util::rt::TokioIo;
 use linkerd2_proxy_api::destination::destination_client::DestinationClient;
 use linkerd2_proxy_api::destination::{DestinationProfile, GetDestination, Update};
@@ -20,8 +21,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// Which component is asked, and which of its pods.
 #[derive(Debug, Clone)]
 pub struct Target {
-    /// Namespace of the control plane.
-    pub namespace: String,
+    /// The mesh.
+    pub mesh: Mesh,
     /// One pod of the destination deployment, or any.
     pub pod: Option<String>,
 }
@@ -102,8 +103,8 @@ fn question(path: &str, token: &str) -> GetDestination {
 }
 
 async fn channel(target: &Target, service: &str, port: u16) -> Result<Channel, Failure> {
-    let client = api::connect().await?;
-    let namespace = target.namespace.clone();
+    let client = target.mesh.connect().await?;
+    let namespace = target.mesh.control.clone();
     let name = target.pod.as_ref().map_or_else(|| format!("svc/{service}"), |pod| format!("pod/{pod}"));
     let hop = format!("{name} in {namespace}, port {port}");
     let refuse = |reason: &dyn std::fmt::Display| {

@@ -1,7 +1,8 @@
 //! `weft identity`: the certificates that proxies show, fetched over TLS from their own ports.
 
+use crate::cluster::{Cluster, Mesh};
 use crate::pods::{admin_port, name, proxy, text};
-use crate::{Failure, api, certificate, print};
+use crate::{Failure, certificate, print};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
@@ -13,7 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use weft_core::selector::Selector;
-use weft_local::client::Client;
 
 /// How long one pod may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -22,8 +22,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// When a pod is not there, or no cluster runs.
-pub async fn run(args: crate::args::Identity) -> Result<ExitCode, Failure> {
-    let client = api::connect().await?;
+pub async fn run(args: crate::args::Identity, mesh: &Mesh) -> Result<ExitCode, Failure> {
+    let client = mesh.connect().await?;
     let all = client.objects("pods", Some(&args.namespace)).await?;
     let pods = choose(&all, &args.pods, args.selector.as_deref())?;
     if pods.is_empty() {
@@ -66,7 +66,7 @@ pub fn choose<'a>(all: &'a [Value], named: &[String], selector: Option<&str>) ->
 }
 
 /// The certificates that a pod's proxy shows, leaf first.
-async fn of_pod(client: &Client, namespace: &str, pod: &Value) -> Result<Vec<CertificateDer<'static>>, String> {
+async fn of_pod(client: &Cluster, namespace: &str, pod: &Value) -> Result<Vec<CertificateDer<'static>>, String> {
     if text(pod, "/status/phase") != "Running" {
         return Err(format!("pod not running: {}", name(pod)));
     }

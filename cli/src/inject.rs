@@ -1,7 +1,8 @@
 //! `weft inject` and `weft uninject`: manifests in, manifests out, and a report on stderr.
 
 use crate::args::{Inject, ManifestOutput, Uninject};
-use crate::{Failure, VERSION, api, print};
+use crate::cluster::Mesh;
+use crate::{Failure, VERSION, print};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -14,13 +15,14 @@ use weft_core::{manifest, names};
 ///
 /// # Errors
 /// When an input cannot be read or understood.
-pub async fn inject(args: Inject, control: &str) -> Result<ExitCode, Failure> {
+pub async fn inject(args: Inject, mesh: &Mesh) -> Result<ExitCode, Failure> {
+    let control = mesh.control.as_str();
     let documents = read(&args.inputs)?;
     let annotations = args.proxy.annotations();
     let anchors = match (&args.identity_trust_anchors_file, args.manual) {
         (_, false) => None,
         (Some(file), true) => Some(read_anchors(file)?),
-        (None, true) => Some(anchors_of_cluster(control).await?),
+        (None, true) => Some(anchors_of_cluster(mesh).await?),
     };
     let manual = anchors.map(|pem| InjectConfig {
         control_namespace: control.to_owned(),
@@ -122,8 +124,9 @@ fn read_anchors(file: &Path) -> Result<String, Failure> {
     Ok(pem)
 }
 
-async fn anchors_of_cluster(control: &str) -> Result<String, Failure> {
-    let maps = api::connect().await?.objects("configmaps", Some(control)).await?;
+async fn anchors_of_cluster(mesh: &Mesh) -> Result<String, Failure> {
+    let control = mesh.control.as_str();
+    let maps = mesh.connect().await?.objects("configmaps", Some(control)).await?;
     let pem = maps.iter().find_map(|map| {
         let named = map.pointer("/metadata/name").and_then(Value::as_str) == Some(names::TRUST_ROOTS_CONFIG_MAP);
         map.get("data").filter(|_| named)?.get(names::TRUST_ROOTS_KEY)?.as_str().map(str::to_owned)

@@ -7,14 +7,18 @@
 pub mod api;
 pub mod args;
 pub mod certificate;
+pub mod chart;
 pub mod check;
 mod checks;
+pub mod cluster;
 pub mod diagnostics;
 pub mod edges;
 pub mod endpoints;
 pub mod grpc;
 pub mod identity;
 pub mod inject;
+pub mod install;
+pub mod kubernetes;
 pub mod messages;
 pub mod metrics;
 pub mod pods;
@@ -86,8 +90,18 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
-    let control = cli.linkerd_namespace.as_str();
+    let access = kubernetes::Access {
+        kubeconfig: cli.kubeconfig,
+        context: cli.context,
+        as_user: cli.as_user,
+        as_groups: cli.as_groups,
+    };
+    let mesh = &cluster::Mesh { control: cli.linkerd_namespace, access };
     match cli.command {
+        Command::Install(args) => install::install(*args, mesh).await,
+        Command::Upgrade(args) => install::upgrade(*args, mesh).await,
+        Command::Uninstall(args) => install::uninstall(args, mesh).await,
+        Command::Prune => install::prune(mesh).await,
         Command::Up(args) => Ok(weft_local::up(args).await?),
         Command::Down(args) => Ok(weft_local::down(args).await?),
         Command::Apply(args) => Ok(weft_local::apply(args).await?),
@@ -95,22 +109,24 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Ps(args) => Ok(weft_local::ps(args).await?),
         Command::Logs(args) => Ok(weft_local::logs(args).await?),
         Command::Exec(args) => Ok(weft_local::exec(args).await?),
-        Command::Inject(args) => inject::inject(*args, control).await,
+        Command::Inject(args) => inject::inject(*args, mesh).await,
         Command::Uninject(args) => inject::uninject(args),
-        Command::Stat(args) | Command::Viz(VizCommand::Stat(args)) => stat::run(args, control).await,
-        Command::Edges(args) | Command::Viz(VizCommand::Edges(args)) => edges::run(args, control).await,
-        Command::Check(args) | Command::Viz(VizCommand::Check(args)) => check::run(args, control).await,
-        Command::Identity(args) => identity::run(args).await,
-        Command::Metrics(args) | Command::Diagnostics(Diagnostics::ProxyMetrics(args)) => metrics::run(args).await,
-        Command::Endpoints(args) | Command::Diagnostics(Diagnostics::Endpoints(args)) => {
-            endpoints::run(args, control).await
+        Command::Stat(args) | Command::Viz(VizCommand::Stat(args)) => stat::run(args, mesh).await,
+        Command::Edges(args) | Command::Viz(VizCommand::Edges(args)) => edges::run(args, mesh).await,
+        Command::Check(args) | Command::Viz(VizCommand::Check(args)) => check::run(args, mesh).await,
+        Command::Identity(args) => identity::run(args, mesh).await,
+        Command::Metrics(args) | Command::Diagnostics(Diagnostics::ProxyMetrics(args)) => {
+            metrics::run(args, mesh).await
         }
-        Command::Diagnostics(Diagnostics::Profile(args)) => diagnostics::profile(args, control).await,
-        Command::Diagnostics(Diagnostics::Policy(args)) => diagnostics::policy(args, control).await,
-        Command::Diagnostics(Diagnostics::ControllerMetrics(args)) => metrics::of_controller(args, control).await,
-        Command::Get(args) => pods::get(args).await,
-        Command::Viz(VizCommand::List(args)) => pods::list(args).await,
-        Command::Version(args) => version::run(args, control).await,
+        Command::Endpoints(args) | Command::Diagnostics(Diagnostics::Endpoints(args)) => {
+            endpoints::run(args, mesh).await
+        }
+        Command::Diagnostics(Diagnostics::Profile(args)) => diagnostics::profile(args, mesh).await,
+        Command::Diagnostics(Diagnostics::Policy(args)) => diagnostics::policy(args, mesh).await,
+        Command::Diagnostics(Diagnostics::ControllerMetrics(args)) => metrics::of_controller(args, mesh).await,
+        Command::Get(args) => pods::get(args, mesh).await,
+        Command::Viz(VizCommand::List(args)) => pods::list(args, mesh).await,
+        Command::Version(args) => version::run(args, mesh).await,
         Command::Completion(args) => {
             let shell = match args.shell {
                 args::Shell::Bash => clap_complete::Shell::Bash,

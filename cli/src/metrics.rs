@@ -1,6 +1,7 @@
 //! `weft metrics TYPE/NAME`: what the proxies of a resource expose; `weft diagnostics controller-metrics`: what the
 //! components of the control plane do.
 
+use crate::cluster::{Cluster, Mesh};
 use crate::pods::{admin_port, containers, ended, meshed, port, text};
 use crate::{Failure, api, args, print, resource};
 use aws_lc_rs::digest;
@@ -10,7 +11,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 use tokio::time::Instant;
 use weft_core::owner;
-use weft_local::client::Client;
 
 /// For all proxies together.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -25,7 +25,7 @@ const SENSITIVE: &[&str] = &["authority", "client_id", "server_id", "target_addr
 ///
 /// # Errors
 /// When the resource is not understood, has no meshed pods, or no cluster runs.
-pub async fn run(args: args::Metrics) -> Result<ExitCode, Failure> {
+pub async fn run(args: args::Metrics, mesh: &Mesh) -> Result<ExitCode, Failure> {
     let mut resources = resource::parse(&args.resource)?;
     let target = match (resources.pop(), resources.is_empty()) {
         (Some(target), true) if target.name.is_some() => target,
@@ -34,7 +34,7 @@ pub async fn run(args: args::Metrics) -> Result<ExitCode, Failure> {
     if ["all", "authority", "service"].contains(&target.kind) {
         return Err(Failure::new(format!("Resource type is not supported: {}", target.kind)));
     }
-    let client = api::connect().await?;
+    let client = mesh.connect().await?;
     let namespace = match target.kind {
         "namespace" => target.name.clone().unwrap_or_default(),
         _ => args.namespace.clone(),
@@ -61,8 +61,9 @@ pub async fn run(args: args::Metrics) -> Result<ExitCode, Failure> {
 ///
 /// # Errors
 /// When there is no control plane, or no cluster runs.
-pub async fn of_controller(args: args::ControllerMetrics, control: &str) -> Result<ExitCode, Failure> {
-    let client = api::connect().await?;
+pub async fn of_controller(args: args::ControllerMetrics, mesh: &Mesh) -> Result<ExitCode, Failure> {
+    let control = mesh.control.as_str();
+    let client = mesh.connect().await?;
     let pods = client.objects("pods", Some(control)).await?;
     let mut targets = Vec::new();
     for pod in pods.iter().filter(|pod| !ended(pod)) {
@@ -92,7 +93,7 @@ async fn within<T>(
     }
 }
 
-async fn scrape(client: &Client, namespace: &str, pod: &str, port: u16) -> Result<String, String> {
+async fn scrape(client: &Cluster, namespace: &str, pod: &str, port: u16) -> Result<String, String> {
     let stream = client.dial(namespace, &format!("pod/{pod}"), port).await;
     let stream = stream.map_err(|e| format!("cannot connect to port {port}: {e}"))?;
     let answer = api::exchange(stream, pod, "GET", "/metrics", Vec::new()).await?;

@@ -1,11 +1,11 @@
 //! Pods as the cluster tells of them, and the commands that only list them: `weft get pods`, `weft viz list`.
 
 use crate::args::{Get, List};
-use crate::{Failure, api, print, resource};
+use crate::cluster::Mesh;
+use crate::{Failure, print, resource};
 use serde_json::Value;
 use std::process::ExitCode;
 use weft_core::names;
-use weft_local::client::Client;
 
 /// A string field by its JSON pointer; empty when it is not there.
 pub(crate) fn text<'a>(object: &'a Value, path: &str) -> &'a str {
@@ -54,8 +54,8 @@ pub(crate) fn admin_port(pod: &Value) -> u16 {
 }
 
 /// The pods that a command lists: those that have not ended.
-async fn listed(list: &List) -> Result<Vec<Value>, Failure> {
-    let client: Client = api::connect().await?;
+async fn listed(list: &List, mesh: &Mesh) -> Result<Vec<Value>, Failure> {
+    let client = mesh.connect().await?;
     let scope = (!list.all_namespaces).then_some(list.namespace.as_str());
     let mut pods = client.objects("pods", scope).await?;
     pods.retain(|pod| !ended(pod));
@@ -66,12 +66,12 @@ async fn listed(list: &List) -> Result<Vec<Value>, Failure> {
 ///
 /// # Errors
 /// When another type is asked for, or no cluster runs.
-pub async fn get(args: Get) -> Result<ExitCode, Failure> {
+pub async fn get(args: Get, mesh: &Mesh) -> Result<ExitCode, Failure> {
     match resource::parse_one(&args.resource) {
         Ok(resource::Resource { kind: "pod", name: None }) => {}
         _ => return Err(Failure::new(format!("invalid resource type {}, valid types: pod", args.resource))),
     }
-    let pods = listed(&args.list).await?;
+    let pods = listed(&args.list, mesh).await?;
     if pods.is_empty() {
         eprintln!("No resources found.");
     }
@@ -88,8 +88,8 @@ pub fn names_of(pods: &[Value]) -> String {
 ///
 /// # Errors
 /// When no cluster runs.
-pub async fn list(args: List) -> Result<ExitCode, Failure> {
-    print(&render(&listed(&args).await?));
+pub async fn list(args: List, mesh: &Mesh) -> Result<ExitCode, Failure> {
+    print(&render(&listed(&args, mesh).await?));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,6 +1,7 @@
 //! `weft stat`: the golden metrics of resources.
 
 use crate::args::{Output, Stat};
+use crate::cluster::Mesh;
 use crate::resource::{self, Resource};
 use crate::table::{Align, Column, render as render_table};
 use crate::{Failure, api, print};
@@ -12,9 +13,9 @@ use weft_core::api::{ResourceRef, StatRequest, StatRow};
 ///
 /// # Errors
 /// When the arguments contradict each other, or the control plane cannot answer.
-pub async fn run(args: Stat, control: &str) -> Result<ExitCode, Failure> {
+pub async fn run(args: Stat, mesh: &Mesh) -> Result<ExitCode, Failure> {
     let requests = requests(&args)?;
-    let api = api::Api::connect(control).await?;
+    let api = api::Api::connect(mesh).await?;
     let (mut rows, mut seconds) = (Vec::new(), args.time_window);
     for request in &requests {
         let answer = api.stat(request).await?;

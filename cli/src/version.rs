@@ -1,6 +1,7 @@
 //! `weft version`: of this program, of the control plane, of proxies.
 
 use crate::args::Version;
+use crate::cluster::Mesh;
 use crate::pods::{ended, meshed};
 use crate::{Failure, VERSION, api, print};
 use serde_json::Value;
@@ -16,19 +17,19 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// Never: what does not answer is `unavailable`.
-pub async fn run(args: Version, control: &str) -> Result<ExitCode, Failure> {
+pub async fn run(args: Version, mesh: &Mesh) -> Result<ExitCode, Failure> {
     let mut text = match args.short {
         true => format!("{VERSION}\n"),
         false => format!("Client version: {VERSION}\n"),
     };
     if !args.client {
-        let asked = async { api::Api::connect(control).await?.check().await };
+        let asked = async { api::Api::connect(mesh).await?.check().await };
         let answer = tokio::time::timeout(TIMEOUT, asked).await;
         let server = answer.ok().and_then(Result::ok).map_or_else(|| "unavailable".to_owned(), |answer| answer.version);
         text.push_str(&if args.short { format!("{server}\n") } else { format!("Server version: {server}\n") });
         if args.proxy {
             let scope = args.namespace.as_deref();
-            let asked = async { Ok::<_, Failure>(api::connect().await?.objects("pods", scope).await?) };
+            let asked = async { mesh.connect().await?.objects("pods", scope).await };
             let pods = tokio::time::timeout(TIMEOUT, asked).await;
             text.push_str(&proxies(&pods.ok().and_then(Result::ok).unwrap_or_default()));
         }

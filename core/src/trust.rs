@@ -139,6 +139,39 @@ pub fn issued_by(issuer_pem: &str, anchors_pem: &str) -> Result<bool, ReadError>
     Ok(false)
 }
 
+/// Whether every certificate of a PEM text is valid now.
+///
+/// # Errors
+/// Which one is not, or as [`inspect`].
+pub fn check_validity(pem: &str, now: OffsetDateTime) -> Result<(), ReadError> {
+    for certificate in inspect(pem)? {
+        if now < certificate.not_before || now > certificate.not_after {
+            let (from, to) = (certificate.not_before.date(), certificate.not_after.date());
+            return Err(ReadError(format!("{} is valid from {from} to {to}", certificate.name)));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the first certificate of `issuer_pem` may sign others now, and `key_pem` is its key.
+///
+/// # Errors
+/// What is wrong with them, or as [`inspect`].
+pub fn check_issuer(issuer_pem: &str, key_pem: &str, now: OffsetDateTime) -> Result<(), ReadError> {
+    check_validity(issuer_pem, now)?;
+    let chain = certificates(issuer_pem)?;
+    let Some(first) = chain.first() else { return Ok(()) };
+    let issuer = parse(first)?;
+    if !issuer.is_ca() {
+        return Err(ReadError("the certificate is not one of an authority".into()));
+    }
+    let key = KeyPair::from_pem(key_pem).map_err(|error| ReadError(format!("the key cannot be read: {error}")))?;
+    if key.public_key_raw() != issuer.public_key().subject_public_key.data.as_ref() {
+        return Err(ReadError("the key does not belong to the certificate".into()));
+    }
+    Ok(())
+}
+
 fn certificates(pem: &str) -> Result<Vec<Vec<u8>>, ReadError> {
     let mut out = Vec::new();
     for block in x509_parser::pem::Pem::iter_from_buffer(pem.as_bytes()) {
@@ -184,6 +217,24 @@ mod tests {
         for bad in ["", "nothing", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
             assert!(inspect(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn issuers_are_checked() {
+        let now = OffsetDateTime::now_utc();
+        let (trust, other) = (generate(now).unwrap(), generate(now).unwrap());
+        let check = |pem: &str, key: &str, days: i64| {
+            check_issuer(pem, key, now + Duration::days(days)).map_err(|error| error.to_string())
+        };
+        assert_eq!(check(&trust.issuer_pem, &trust.issuer_key_pem, 0), Ok(()));
+        let problem = |result: Result<(), String>| result.unwrap_err();
+        assert!(problem(check(&trust.issuer_pem, &other.issuer_key_pem, 0)).contains("does not belong"));
+        assert!(problem(check(&trust.issuer_pem, "nothing", 0)).contains("the key cannot be read"));
+        assert!(problem(check(&trust.issuer_pem, &trust.issuer_key_pem, 400)).contains("is valid from"));
+        let leaf = CertificateParams::new(vec!["leaf".to_owned()]).unwrap();
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let leaf = leaf.self_signed(&key).unwrap().pem();
+        assert!(problem(check(&leaf, &key.serialize_pem(), 0)).contains("not one of an authority"));
     }
 
     #[test]

@@ -1,6 +1,9 @@
-//! What `weft check` checks, in order.
+//! What `weft check` checks, in order. What is only about Kubernetes is in [`kubernetes`].
+
+pub mod kubernetes;
 
 use crate::check::{Runner, Severity};
+use crate::cluster::Mesh;
 use crate::pods::{ended, meshed, name, namespace, text};
 use crate::{VERSION, api};
 use serde_json::Value;
@@ -23,23 +26,36 @@ pub trait Cluster {
     fn api(&self, control: &str) -> impl Future<Output = Result<CheckResponse, String>>;
 }
 
-/// The cluster that runs on this machine.
-pub struct Running;
+/// The cluster that is meant. Without one at hand it is looked for again each time: it may be starting.
+pub struct Running {
+    /// Which mesh.
+    pub mesh: Mesh,
+    /// Its cluster, when it is known to be there.
+    pub cluster: Option<crate::cluster::Cluster>,
+}
+
+impl Running {
+    async fn cluster(&self) -> Result<crate::cluster::Cluster, String> {
+        match &self.cluster {
+            Some(cluster) => Ok(cluster.clone()),
+            None => self.mesh.cluster().await,
+        }
+    }
+}
 
 impl Cluster for Running {
     async fn connect(&self) -> Result<(), String> {
-        weft_local::client::Client::connect().await.map(|_| ()).map_err(|e| e.to_string())
+        self.cluster().await.map(drop)
     }
 
     async fn objects(&self, kind: &str, namespace: Option<&str>) -> Result<Vec<Value>, String> {
-        let client = weft_local::client::Client::connect().await.map_err(|e| e.to_string())?;
-        client.objects(kind, namespace).await.map_err(|e| e.to_string())
+        self.cluster().await?.objects(kind, namespace).await.map_err(|e| e.message)
     }
 
     async fn api(&self, control: &str) -> Result<CheckResponse, String> {
+        let api = api::Api::of(self.cluster().await?, control);
         // Only the first line: the second tells to run this very command.
-        let first_line = |f: crate::Failure| f.message.lines().next().unwrap_or_default().to_owned();
-        api::Api::connect(control).await.map_err(first_line)?.check().await.map_err(first_line)
+        api.check().await.map_err(|f| f.message.lines().next().unwrap_or_default().to_owned())
     }
 }
 
@@ -52,6 +68,22 @@ pub struct Options {
     pub namespace: Option<String>,
     /// Leave out what is only about the control plane.
     pub proxy_only: bool,
+    /// Pods are redirected by a CNI plugin, so that they need no rights for it.
+    pub linkerd_cni: bool,
+    /// The cluster is one of Kubernetes, whose tools are named in hints.
+    pub kubernetes: bool,
+}
+
+impl Options {
+    /// How to list pods; `-A` is all namespaces.
+    fn list_pods(&self) -> String {
+        let scope = self.namespace.as_ref().map_or_else(|| "-A".to_owned(), |n| format!("-n {n}"));
+        if self.kubernetes { format!("`kubectl get pods {scope}`") } else { format!("`weft ps {scope}`") }
+    }
+
+    fn logs(&self, what: &str) -> String {
+        if self.kubernetes { format!("`kubectl logs {what}`") } else { format!("`weft logs {what}`") }
+    }
 }
 
 /// Runs all checks.
@@ -62,17 +94,12 @@ pub async fn run(runner: &mut Runner, cluster: &impl Cluster, options: &Options)
         return;
     }
     if !options.proxy_only {
-        identity(runner, cluster, control, OffsetDateTime::now_utc()).await;
+        let hint = "`weft down` and `weft up`, which makes new certificates";
+        identity(runner, cluster, control, hint, OffsetDateTime::now_utc()).await;
     }
-    let server = api_checks(runner, cluster, control).await;
+    let server = api_checks(runner, cluster, options).await;
     if !options.proxy_only {
-        runner.category("control-plane-version");
-        let severity = Severity::WARNING;
-        runner
-            .check("control plane and cli versions match", severity, "`weft version`", async || {
-                same_version("control plane", server.as_ref().map_or("unavailable", |s| &s.version))
-            })
-            .await;
+        versions(runner, server.as_ref()).await;
     }
     data_plane(runner, cluster, options).await;
 }
@@ -108,9 +135,8 @@ async fn existence(runner: &mut Runner, cluster: &impl Cluster, control: &str) {
         .await;
 }
 
-async fn identity(runner: &mut Runner, cluster: &impl Cluster, control: &str, now: OffsetDateTime) {
+async fn identity(runner: &mut Runner, cluster: &impl Cluster, control: &str, hint: &str, now: OffsetDateTime) {
     runner.category("weft-identity");
-    let hint = "`weft down` and `weft up`, which makes new certificates";
     let found = runner
         .check("certificate config is valid", Severity::FATAL, hint, async || {
             let maps = cluster.objects("configmaps", Some(control)).await?;
@@ -176,12 +202,22 @@ async fn identity(runner: &mut Runner, cluster: &impl Cluster, control: &str, no
         .await;
 }
 
-async fn api_checks(runner: &mut Runner, cluster: &impl Cluster, control: &str) -> Option<CheckResponse> {
+async fn api_checks(runner: &mut Runner, cluster: &impl Cluster, options: &Options) -> Option<CheckResponse> {
     runner.category("weft-api");
-    let hint = format!("`weft logs -n {control} deploy/{}`", names::METRICS_SERVICE);
+    let control = options.control.as_str();
+    let hint = options.logs(&format!("-n {control} deploy/{}", names::METRICS_SERVICE));
     runner
         .check("can query the control plane API", Severity::FATAL_RETRY, &hint, async || cluster.api(control).await)
         .await
+}
+
+async fn versions(runner: &mut Runner, server: Option<&CheckResponse>) {
+    runner.category("control-plane-version");
+    runner
+        .check("control plane and cli versions match", Severity::WARNING, "`weft version`", async || {
+            same_version("control plane", server.map_or("unavailable", |s| &s.version))
+        })
+        .await;
 }
 
 async fn data_plane(runner: &mut Runner, cluster: &impl Cluster, options: &Options) {
@@ -189,7 +225,7 @@ async fn data_plane(runner: &mut Runner, cluster: &impl Cluster, options: &Optio
     runner.category("weft-data-plane");
     if let Some(namespace) = &options.namespace {
         runner
-            .check("data plane namespace exists", Severity::FATAL, "`weft ps -A`", async || {
+            .check("data plane namespace exists", Severity::FATAL, &options.list_pods(), async || {
                 let namespaces = cluster.objects("namespaces", None).await?;
                 match namespaces.iter().any(|n| name(n) == namespace) {
                     true => Ok(()),
@@ -199,8 +235,8 @@ async fn data_plane(runner: &mut Runner, cluster: &impl Cluster, options: &Optio
             .await;
     }
     let scope = options.namespace.as_deref();
-    let flag = scope.map_or_else(|| "-A".to_owned(), |n| format!("-n {n}"));
-    let hint = format!("`weft ps {flag}` and `weft logs POD -c {}`", names::PROXY_CONTAINER);
+    let list = options.list_pods();
+    let hint = format!("{list} and {}", options.logs(&format!("POD -c {}", names::PROXY_CONTAINER)));
     let count = Cell::new(0);
     runner
         .check("data plane proxies are ready", Severity::FATAL_RETRY, &hint, async || {
@@ -228,7 +264,7 @@ async fn data_plane(runner: &mut Runner, cluster: &impl Cluster, options: &Optio
             }
         })
         .await;
-    let hint = format!("`weft ps {flag}`: pods are injected when they are made, so delete those that lack a proxy");
+    let hint = format!("{list}: pods are injected when they are made, so delete those that lack a proxy");
     runner
         .check("pods that ask for a proxy have one", Severity::WARNING, &hint, async || {
             let namespaces = cluster.objects("namespaces", None).await?;
@@ -395,7 +431,13 @@ mod tests {
 
     fn checked(cluster: &Fake, output: CheckOutput, namespace: Option<&str>) -> (bool, String) {
         let mut runner = Runner::collecting(output);
-        let options = Options { control: "weft".into(), namespace: namespace.map(str::to_owned), proxy_only: false };
+        let options = Options {
+            control: "weft".into(),
+            namespace: namespace.map(str::to_owned),
+            proxy_only: false,
+            linkerd_cni: false,
+            kubernetes: false,
+        };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(run(&mut runner, cluster, &options));
         let success = runner.finish();
@@ -455,7 +497,7 @@ weft-existence
 --------------
 × a cluster is running
     no cluster is running; start one with `weft up`
-    see `weft up --help` for hints
+    see `weft up --help` and docs/checks.md#a-cluster-is-running for hints
 
 Status check results are ×
 ";
@@ -468,7 +510,7 @@ Status check results are ×
                 "categoryName": "weft-existence",
                 "checks": [{
                     "description": "a cluster is running",
-                    "hint": "`weft up --help`",
+                    "hint": "`weft up --help` and docs/checks.md#a-cluster-is-running",
                     "error": "no cluster is running; start one with `weft up`",
                     "result": "error",
                 }],
