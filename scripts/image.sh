@@ -1,9 +1,15 @@
 #!/usr/bin/env bash
-# image.sh ARCHIVE NAME:TAG PROGRAM...: writes a container image made of static programs and nothing else, as an archive
-# that `ctr images import`, `docker load`, `podman load` and `skopeo copy oci-archive:` take. The first program is the
-# entry point. The same programs make the same octets. No engine is needed, only tar and sha256sum.
+# image.sh [--libraries] ARCHIVE NAME:TAG PROGRAM...: writes a container image made of static programs and nothing else,
+# as an archive that `ctr images import`, `docker load`, `podman load` and `skopeo copy oci-archive:` take. The first
+# program is the entry point. The same programs make the same octets. No engine is needed, only tar and sha256sum.
+# With --libraries programs may be dynamic, as in tests: they are stripped, and what they are linked with goes along.
 set -euo pipefail
-archive=${1:?usage: image.sh ARCHIVE NAME:TAG PROGRAM...} name=${2:?name and tag are missing}
+libraries=
+if [ "${1:-}" = --libraries ]; then
+  libraries=yes
+  shift
+fi
+archive=${1:?usage: image.sh [--libraries] ARCHIVE NAME:TAG PROGRAM...} name=${2:?name and tag are missing}
 shift 2
 [ "$#" -gt 0 ] || { echo "image.sh: no program is named" >&2; exit 1; }
 
@@ -27,6 +33,15 @@ blob() {
 }
 
 for program in "$@"; do
+  if [ -n "$libraries" ]; then
+    strip -o "$root/$(basename "$program")" "$program"
+    chmod 755 "$root/$(basename "$program")"
+    # "name => /path (address)", and the loader as "/path (address)".
+    for library in $(ldd "$program" | awk '$2 == "=>" && $3 ~ /^\// { print $3 } $1 ~ /^\// { print $1 }'); do
+      install -D -m 755 "$library" "$root$library"
+    done
+    continue
+  fi
   if command -v readelf >/dev/null && readelf -l "$program" | grep -q INTERP; then
     echo "image.sh: $program is not static; there are no libraries in the image" >&2
     exit 1
@@ -38,7 +53,7 @@ mkdir -p "$root/tmp" "$root/etc" "$root/var/run"
 chmod 1777 "$root/tmp"
 printf 'root:x:0:0:root:/:/none\nnobody:x:65534:65534:nobody:/:/none\n' >"$root/etc/passwd"
 printf 'root:x:0:\nnobody:x:65534:\n' >"$root/etc/group"
-chmod 755 "$root" "$root/etc" "$root/var" "$root/var/run"
+find "$root" -mindepth 0 -type d -not -name tmp -exec chmod 755 {} +
 chmod 644 "$root/etc/passwd" "$root/etc/group"
 
 pack "$root" "$work/layer.tar"
