@@ -1,5 +1,6 @@
 //! Options: flags, each with an environment variable behind it, and defaults that are right for namespace `weft`.
 
+use crate::kubernetes;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -61,15 +62,65 @@ pub struct MeshOptions {
     pub trust_domain: String,
 }
 
+/// What kind of cluster this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ClusterKind {
+    /// The one-machine cluster, which writes its objects into a directory
+    Directory,
+    /// A Kubernetes cluster
+    Kubernetes,
+}
+
+/// The cluster that this runs in.
+#[derive(Debug, Clone, Args)]
+pub struct ClusterOptions {
+    /// Where the cluster's objects are; kubernetes in a pod of such a cluster unless a directory is given, else directory
+    #[arg(long, env = "WEFT_SOURCE")]
+    pub source: Option<ClusterKind>,
+    /// File that says how to reach the Kubernetes API server; by default what a pod is given, or $KUBECONFIG
+    #[arg(long, env = "WEFT_KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
+    /// How long an answer of the Kubernetes API server may take, as in `30s`
+    #[arg(long, env = "WEFT_API_TIMEOUT", default_value = "30s", value_parser = duration)]
+    pub api_timeout: Duration,
+}
+
+impl ClusterOptions {
+    /// The kind of cluster, when a directory is given or not.
+    pub fn kind(&self, directory: bool) -> ClusterKind {
+        let in_a_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+        self.source.unwrap_or(match directory {
+            false if in_a_pod || self.kubeconfig.is_some() => ClusterKind::Kubernetes,
+            _ => ClusterKind::Directory,
+        })
+    }
+
+    /// How to reach the API server.
+    pub fn api(&self) -> kubernetes::Options {
+        kubernetes::Options { kubeconfig: self.kubeconfig.clone(), timeout: self.api_timeout }
+    }
+}
+
 /// Where objects come from.
 #[derive(Debug, Clone, Args)]
 pub struct SourceOptions {
-    /// Directory of objects, `<plural kind>/<namespace or _>/<name>.json` each
-    #[arg(long, env = "WEFT_STATE_DIR", default_value = "/var/run/weft/objects")]
-    pub state_dir: PathBuf,
-    /// How often everything is read again, should a notification have been missed, in seconds
+    /// See [`ClusterOptions`].
+    #[command(flatten)]
+    pub cluster: ClusterOptions,
+    /// Directory of objects, `<plural kind>/<namespace or _>/<name>.json` each [default: /var/run/weft/objects]
+    #[arg(long, env = "WEFT_STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// How often a directory is read again, should a notification have been missed, and how often a Kubernetes API
+    /// server is asked again for kinds that it lacked, in seconds
     #[arg(long, env = "WEFT_RESYNC_INTERVAL", default_value = "30", value_parser = seconds)]
     pub resync_interval: Duration,
+}
+
+impl SourceOptions {
+    /// The directory of objects.
+    pub fn directory(&self) -> PathBuf {
+        self.state_dir.clone().unwrap_or_else(|| PathBuf::from("/var/run/weft/objects"))
+    }
 }
 
 /// Options of `identity`.
@@ -90,8 +141,12 @@ pub struct IdentityOptions {
     /// Directory with the issuer: tls.crt and tls.key, or crt.pem and key.pem
     #[arg(long, env = "WEFT_ISSUER_DIR", default_value = "/var/run/weft/identity/issuer")]
     pub issuer_dir: PathBuf,
-    /// Files, or directories of files, with the public keys (PEM) that service account tokens are signed with; comma separated
-    #[arg(long, env = "WEFT_TOKEN_KEYS", value_delimiter = ',', default_value = "/var/run/weft/identity/token-keys")]
+    /// See [`ClusterOptions`].
+    #[command(flatten)]
+    pub cluster: ClusterOptions,
+    /// Files, or directories of files, with the public keys (PEM) that service account tokens are signed with; comma
+    /// separated. On Kubernetes the API server judges them instead [default: /var/run/weft/identity/token-keys]
+    #[arg(long, env = "WEFT_TOKEN_KEYS", value_delimiter = ',')]
     pub token_keys: Vec<PathBuf>,
     /// How long a proxy's certificate is valid, as in `24h`
     #[arg(long, env = "WEFT_ISSUANCE_LIFETIME", default_value = "24h", value_parser = duration)]
@@ -99,6 +154,19 @@ pub struct IdentityOptions {
     /// How far clocks may differ: certificates are valid this much earlier and later, as in `20s`
     #[arg(long, env = "WEFT_CLOCK_SKEW", default_value = "20s", value_parser = duration)]
     pub clock_skew: Duration,
+}
+
+impl IdentityOptions {
+    /// Where the keys of tokens are; `None` when the API server judges tokens.
+    pub fn key_files(&self) -> Option<Vec<PathBuf>> {
+        match self.cluster.kind(!self.token_keys.is_empty()) {
+            ClusterKind::Kubernetes => None,
+            ClusterKind::Directory if self.token_keys.is_empty() => {
+                Some(vec![PathBuf::from("/var/run/weft/identity/token-keys")])
+            }
+            ClusterKind::Directory => Some(self.token_keys.clone()),
+        }
+    }
 }
 
 /// Options of `destination`.
@@ -200,6 +268,28 @@ mod tests {
         let Component::Destination(options) = cli.component else { panic!("not destination") };
         assert_eq!(options.policy_addr.port(), names::POLICY_GRPC_PORT);
         assert_eq!(options.cluster_networks.len(), 4);
+        assert_eq!(options.source.directory().to_str(), Some("/var/run/weft/objects"));
+    }
+
+    #[test]
+    fn the_cluster_is_what_is_given() {
+        let kind = |args: &[&str]| {
+            let cli = Cli::parse_from([&["weft-controller", "destination"], args].concat());
+            let Component::Destination(options) = cli.component else { panic!("not destination") };
+            options.source.cluster.kind(options.source.state_dir.is_some())
+        };
+        assert_eq!(kind(&["--kubeconfig", "x"]), ClusterKind::Kubernetes);
+        assert_eq!(kind(&["--kubeconfig", "x", "--state-dir", "y"]), ClusterKind::Directory);
+        assert_eq!(kind(&["--source", "kubernetes", "--state-dir", "y"]), ClusterKind::Kubernetes);
+        assert_eq!(kind(&["--source", "directory"]), ClusterKind::Directory);
+        let identity = |args: &[&str]| {
+            let cli = Cli::parse_from([&["weft-controller", "identity"], args].concat());
+            let Component::Identity(options) = cli.component else { panic!("not identity") };
+            options.key_files().map(|files| files.len())
+        };
+        assert_eq!(identity(&["--token-keys", "a,b"]), Some(2));
+        assert_eq!(identity(&["--source", "directory"]), Some(1));
+        assert_eq!(identity(&["--source", "kubernetes", "--token-keys", "a"]), None);
     }
 
     #[test]

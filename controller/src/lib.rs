@@ -3,7 +3,7 @@
 //!
 //! A [`source`] of Kubernetes objects feeds an [`index`]: one in-memory picture of the cluster, published as immutable
 //! snapshots. The components read the index and never the source, so that the same code serves a directory of
-//! manifests and, later, a Kubernetes API server. What goes to proxies is exactly `linkerd2-proxy-api`.
+//! manifests and a Kubernetes API server. What goes to proxies is exactly `linkerd2-proxy-api`.
 
 pub mod admin;
 pub mod cli;
@@ -13,6 +13,7 @@ pub mod grpc;
 pub mod http;
 pub mod identity;
 pub mod index;
+pub mod kubernetes;
 pub mod metrics;
 pub mod policy;
 pub mod run;

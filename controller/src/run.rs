@@ -1,11 +1,15 @@
 //! Puts a component together, runs it, and ends it.
 
-use crate::cli::SourceOptions;
-use crate::cli::{Cli, Component, DestinationOptions, IdentityOptions, LogFormat, LogOptions, MetricsOptions};
+use crate::cli::{
+    Cli, ClusterKind, Component, DestinationOptions, IdentityOptions, LogFormat, LogOptions, MetricsOptions,
+    SourceOptions,
+};
 use crate::destination::endpoint::Mesh;
 use crate::drain::{self, Drain};
+use crate::identity::review::Reviewer;
 use crate::index::Index;
-use crate::source::{Source, directory};
+use crate::kubernetes::Api;
+use crate::source::{self, Source, directory};
 use crate::telemetry::Telemetry;
 use crate::{admin, destination, grpc, identity, metrics, policy};
 use anyhow::Context;
@@ -39,9 +43,11 @@ const METRICS_KINDS: &[Kind] = &[
 
 /// Starts logging to standard error.
 pub fn init_logging(options: &LogOptions) {
-    let (filter, problem) = match EnvFilter::try_new(&options.log_level) {
+    // What kube-rs says of each failed request is said here too, once for each outage and without bodies.
+    let quiet = |filter: &str| if filter.contains("kube_client") { "" } else { ",kube_client=off" };
+    let (filter, problem) = match EnvFilter::try_new(format!("{}{}", options.log_level, quiet(&options.log_level))) {
         Ok(filter) => (filter, None),
-        Err(error) => (EnvFilter::new("info"), Some(error)),
+        Err(error) => (EnvFilter::new("info,kube_client=off"), Some(error)),
     };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     match options.log_format {
@@ -108,13 +114,29 @@ async fn serve_admin(
     Ok(())
 }
 
-fn start_index(options: SourceOptions, kinds: &'static [Kind], telemetry: &Telemetry) -> (Index, admin::Readiness) {
+async fn start_index(
+    options: &SourceOptions,
+    kinds: &'static [Kind],
+    telemetry: &Telemetry,
+) -> anyhow::Result<(Index, admin::Readiness)> {
     let index = Index::new(telemetry);
-    let source = Source::Directory(directory::Options { path: options.state_dir, resync: options.resync_interval });
+    let resync = options.resync_interval;
+    let (source, unready) = match options.cluster.kind(options.state_dir.is_some()) {
+        ClusterKind::Directory => {
+            let source = Source::Directory(directory::Options { path: options.directory(), resync });
+            (source, "the state directory has not been read yet")
+        }
+        ClusterKind::Kubernetes => {
+            let api = Api::new(&options.cluster.api()).await?;
+            let source = Source::Kubernetes(source::kubernetes::Options { api, resync });
+            (source, "the cluster's objects have not been read yet")
+        }
+    };
     tokio::spawn(index.clone().run(source.watch(kinds, telemetry)));
     let shown = index.clone();
-    let ready = move || (!shown.is_synced()).then(|| "the state directory has not been read yet".to_owned());
-    (index, Arc::new(ready))
+    // Once ready always ready: what is known serves proxies, also while the source is away.
+    let ready = move || (!shown.is_synced()).then(|| unready.to_owned());
+    Ok((index, Arc::new(ready)))
 }
 
 async fn destination_servers(
@@ -124,7 +146,7 @@ async fn destination_servers(
 ) -> anyhow::Result<Servers> {
     let grpc = bind("destination", options.grpc_addr).await?;
     let policy = bind("policy", options.policy_addr).await?;
-    let (index, ready) = start_index(options.source, DISCOVERY_KINDS, telemetry);
+    let (index, ready) = start_index(&options.source, DISCOVERY_KINDS, telemetry).await?;
     let mesh = Arc::new(Mesh {
         controller_namespace: options.mesh.controller_namespace,
         trust_domain: options.mesh.trust_domain,
@@ -159,14 +181,18 @@ async fn identity_servers(options: IdentityOptions, drain: &Drain, telemetry: &T
     };
     let mut servers = JoinSet::new();
     serve_admin(&mut servers, admin_addr, drain, telemetry, Arc::new(ready)).await?;
-    let server = identity::Server::new(&options, credentials, telemetry);
+    let reviewer = match options.key_files() {
+        Some(_) => Reviewer::Keys,
+        None => Reviewer::api(Api::new(&options.cluster.api()).await?),
+    };
+    let server = identity::Server::new(&options, credentials, reviewer, telemetry);
     servers.spawn(grpc::serve(grpc, Routes::new(IdentityServer::new(server)), drain.clone()));
     Ok(servers)
 }
 
 async fn metrics_servers(options: MetricsOptions, drain: &Drain, telemetry: &Telemetry) -> anyhow::Result<Servers> {
     let api = bind("metrics", options.api_addr).await?;
-    let (index, ready) = start_index(options.source.clone(), METRICS_KINDS, telemetry);
+    let (index, ready) = start_index(&options.source, METRICS_KINDS, telemetry).await?;
     let mut servers = JoinSet::new();
     serve_admin(&mut servers, options.admin_addr, drain, telemetry, ready).await?;
     let metrics = metrics::Metrics::new(index, &options, telemetry);

@@ -457,6 +457,11 @@ async fn the_directory_may_come_late_and_go_for_a_while() {
     for object in [&web, &pod, &slice(&web, &[&pod])] {
         staged.put(object);
     }
+    let missed = || {
+        let missed = |line: &serde_json::Value| line["fields"]["message"].to_string().contains("is not there");
+        controller.logs().iter().filter(|line| missed(line)).count()
+    };
+    until("it is missed from the start", || std::future::ready(missed() >= 1)).await;
     std::fs::rename(staged.path(), &path).unwrap();
     let mut stream = asked.await.unwrap();
     assert_eq!(added_addrs(next(&mut stream).await), ["10.244.0.1:8080"]);
@@ -464,11 +469,7 @@ async fn the_directory_may_come_late_and_go_for_a_while() {
 
     // Gone: what is known stays. Back with another pod: the difference is told.
     std::fs::rename(&path, staged.path()).unwrap();
-    until("it is missed", || {
-        let missed = |line: &serde_json::Value| line["fields"]["message"].to_string().contains("is not there");
-        std::future::ready(controller.logs().iter().filter(|line| missed(line)).count() >= 2)
-    })
-    .await;
+    until("it is missed", || std::future::ready(missed() >= 2)).await;
     let mut again = get(&mut client, "web.shop.svc.cluster.local:80").await;
     assert_eq!(added_addrs(next(&mut again).await), ["10.244.0.1:8080"]);
     let newcomer = plain_pod("shop", "newcomer", "10.244.0.2");

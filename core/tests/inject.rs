@@ -55,6 +55,43 @@ fn golden_and_inverse() {
     }
 }
 
+/// On Kubernetes, with sidecars of the cluster's own kind and without them.
+#[test]
+fn golden_and_inverse_on_kubernetes() {
+    let values = std::fs::read_to_string(golden_dir().join("kubernetes/values.yaml")).unwrap();
+    let asks = BTreeMap::from([(names::ANNOTATION_INJECT.to_owned(), "enabled".to_owned())]);
+    for name in ["deployment", "statefulset", "daemonset", "job", "cronjob", "replicaset", "pod", "list"] {
+        let original = input(&format!("kubernetes/{name}.yaml"));
+        for (kind, native) in [("native", true), ("init", false)] {
+            let mut config = InjectConfig::from_values(&values, "weft", ANCHORS, "1.2.3").unwrap();
+            config.native_sidecars = native;
+            config.namespaces.insert("shop".into(), asks.clone());
+            // Of a pod that is to be made the request says in which namespace.
+            config.default_namespace = "shop".into();
+            let injected = inject(&original, &config).unwrap();
+            let mut text = serde_yaml_ng::to_string(&injected.value).unwrap();
+            for report in &injected.reports {
+                text.push_str(&format!("# {}/{}: {:?}\n", report.kind, report.name, report.outcome));
+            }
+            compare(&format!("kubernetes/{name}.{kind}.golden.yaml"), &text);
+            let again = inject(&injected.value, &config).unwrap();
+            assert_eq!(again.value, injected.value, "{name}: injecting twice is injecting once");
+            config.native_sidecars = !native;
+            assert_eq!(inject(&injected.value, &config).unwrap().value, injected.value, "{name}: in either way");
+            if name != "list" {
+                assert_eq!(uninject(&injected.value).value, original, "{name}: uninject is the inverse");
+                let mut typed = injected.value;
+                // The API server names it.
+                if name == "pod" {
+                    typed["metadata"]["name"] = "web-5d4f8-x".into();
+                }
+                // The schema of the newest Kubernetes accepts it.
+                manifest::parse_value(name, typed).unwrap();
+            }
+        }
+    }
+}
+
 #[test]
 fn in_a_cluster_the_namespace_or_the_pod_must_ask() {
     let pod = |value: Option<&str>| {
@@ -116,6 +153,10 @@ fn a_bad_annotation_is_named() {
         ("image-pull-policy", "Sometimes"),
         ("proxy-additional-env", "{}"),
         ("proxy-require-identity-inbound-ports", "80"),
+        ("close-wait-timeout", "10ms"),
+        ("proxy-cpu-ratio-limit", "2"),
+        ("proxy-enable-native-sidecar", "perhaps"),
+        ("proxy-await", "later"),
     ] {
         let mut deployment = input("inject/deployment.yaml");
         let key = format!("config.linkerd.io/{name}");

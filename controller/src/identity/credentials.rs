@@ -39,6 +39,8 @@ pub struct Credentials(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     options: IdentityOptions,
+    /// Where the keys of tokens are; `None` when they are not needed.
+    key_files: Option<Vec<PathBuf>>,
     telemetry: Telemetry,
     state: RwLock<State>,
 }
@@ -61,8 +63,12 @@ struct Files {
 impl Credentials {
     /// Reads the files and keeps them up to date.
     pub fn watch(options: &IdentityOptions, telemetry: &Telemetry) -> Credentials {
-        let shared =
-            Shared { options: options.clone(), telemetry: telemetry.clone(), state: RwLock::new(State::default()) };
+        let shared = Shared {
+            options: options.clone(),
+            key_files: options.key_files(),
+            telemetry: telemetry.clone(),
+            state: RwLock::new(State::default()),
+        };
         let credentials = Credentials(Arc::new(shared));
         credentials.read();
         tokio::spawn(credentials.clone().keep());
@@ -78,7 +84,8 @@ impl Credentials {
     pub fn problem(&self) -> Option<String> {
         let state = self.0.state.read().unwrap_or_else(PoisonError::into_inner);
         let current = &state.current;
-        let Some(issuer) = current.issuer.as_ref().filter(|_| current.keys.is_some()) else {
+        let complete = current.keys.is_some() || self.0.key_files.is_none();
+        let Some(issuer) = current.issuer.as_ref().filter(|_| complete) else {
             return Some(state.problem.clone().unwrap_or_else(|| "not read yet".to_owned()));
         };
         ca::verify_chain(&issuer.chain, &current.anchors, OffsetDateTime::now_utc()).err()
@@ -115,7 +122,7 @@ impl Credentials {
         });
         let mut watcher = watcher.map_err(|error| tracing::warn!(%error, "cannot watch credentials")).ok()?;
         let options = &self.0.options;
-        let files = options.token_keys.iter().chain([&options.trust_anchors]);
+        let files = self.0.key_files.iter().flatten().chain([&options.trust_anchors]);
         let parents = files.filter_map(|file| if file.is_dir() { Some(file.as_path()) } else { file.parent() });
         for directory in parents.chain([options.issuer_dir.as_path()]) {
             if let Err(error) = watcher.watch(directory, RecursiveMode::NonRecursive) {
@@ -132,7 +139,7 @@ impl Credentials {
         let files = Files {
             anchors: problems.note(&options.trust_anchors, read_file(&options.trust_anchors)),
             issuer: problems.note(&options.issuer_dir, read_issuer(&options.issuer_dir)),
-            keys: token_key_files(&options.token_keys)
+            keys: token_key_files(self.0.key_files.as_deref().unwrap_or_default())
                 .iter()
                 .filter_map(|path| problems.note(path, read_file(path)))
                 .collect(),
@@ -164,10 +171,12 @@ impl Credentials {
                 current.issuer = Some(Arc::new(issuer));
             }
         }
-        let texts: Vec<&str> = files.keys.iter().filter_map(|pem| std::str::from_utf8(pem).ok()).collect();
-        match TokenKeys::from_pems(texts) {
-            Ok(keys) => current.keys = Some(Arc::new(keys)),
-            Err(error) => problems.0.push(error.to_string()),
+        if self.0.key_files.is_some() {
+            let texts: Vec<&str> = files.keys.iter().filter_map(|pem| std::str::from_utf8(pem).ok()).collect();
+            match TokenKeys::from_pems(texts) {
+                Ok(keys) => current.keys = Some(Arc::new(keys)),
+                Err(error) => problems.0.push(error.to_string()),
+            }
         }
         let problem = (!problems.0.is_empty()).then(|| problems.0.join("; "));
         if let Some(problem) = &problem

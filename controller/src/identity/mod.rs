@@ -6,6 +6,7 @@
 pub mod ca;
 pub mod credentials;
 pub mod csr;
+pub mod review;
 
 use crate::cli::IdentityOptions;
 use crate::grpc::Method;
@@ -13,6 +14,7 @@ use crate::telemetry::Telemetry;
 use credentials::Credentials;
 use linkerd2_proxy_api::identity::identity_server::Identity;
 use linkerd2_proxy_api::identity::{CertifyRequest, CertifyResponse};
+use review::Reviewer;
 use std::time::SystemTime;
 use time::Duration;
 use tonic::{Code, Request, Response, Status};
@@ -24,6 +26,7 @@ const SERVICE: &str = "io.linkerd.proxy.identity.Identity";
 #[derive(Debug)]
 pub struct Server {
     credentials: Credentials,
+    reviewer: Reviewer,
     controller_namespace: String,
     trust_domain: String,
     lifetime: Duration,
@@ -52,10 +55,16 @@ impl Refusal {
 }
 
 impl Server {
-    /// A service that signs with these credentials.
-    pub fn new(options: &IdentityOptions, credentials: Credentials, telemetry: &Telemetry) -> Server {
+    /// A service that signs with these credentials whom this reviewer vouches for.
+    pub fn new(
+        options: &IdentityOptions,
+        credentials: Credentials,
+        reviewer: Reviewer,
+        telemetry: &Telemetry,
+    ) -> Server {
         Server {
             credentials,
+            reviewer,
             controller_namespace: options.mesh.controller_namespace.clone(),
             trust_domain: options.mesh.trust_domain.clone(),
             // Beyond what the type holds means without end, in effect.
@@ -67,15 +76,11 @@ impl Server {
         }
     }
 
-    fn decide(&self, request: &CertifyRequest, now: SystemTime) -> Result<CertifyResponse, Refusal> {
+    async fn decide(&self, request: &CertifyRequest, now: SystemTime) -> Result<CertifyResponse, Refusal> {
         use Code::{FailedPrecondition, Internal, InvalidArgument, Unavailable};
         let current = self.credentials.current();
         let issuer =
             current.issuer.as_ref().ok_or_else(|| Refusal::new(Unavailable, "no_issuer", "there is no issuer yet"))?;
-        let keys = current
-            .keys
-            .as_ref()
-            .ok_or_else(|| Refusal::new(Unavailable, "no_token_keys", "there are no token keys yet"))?;
         for (missing, reason, message) in [
             (request.identity.is_empty(), "no_identity", "the identity is missing"),
             (request.token.is_empty(), "no_token", "the token is missing"),
@@ -89,10 +94,8 @@ impl Server {
         let expires = ca::verify_chain(&issuer.chain, &current.anchors, now.into())
             .map_err(|message| Refusal::new(Unavailable, "issuer_invalid", format!("issuer: {message}")))?;
         csr.check(&request.identity)?;
-        let subject = std::str::from_utf8(&request.token)
-            .map_err(|_| token::Error::Malformed)
-            .and_then(|token| keys.verify(token.trim(), names::IDENTITY_AUDIENCE, now))
-            .map_err(|error| refused_token(&error))?;
+        let token = std::str::from_utf8(&request.token).map_err(|_| review::refused(&token::Error::Malformed))?;
+        let subject = self.reviewer.review(token.trim(), &current, now).await?;
         for label in [&subject.namespace, &subject.service_account] {
             if label.contains('.') {
                 return Err(Refusal::new(
@@ -131,25 +134,11 @@ impl Server {
     }
 }
 
-fn refused_token(error: &token::Error) -> Refusal {
-    let (code, reason) = match error {
-        token::Error::Malformed => (Code::InvalidArgument, "token_malformed"),
-        token::Error::Subject => (Code::InvalidArgument, "token_subject"),
-        token::Error::Signature => (Code::FailedPrecondition, "token_signature"),
-        token::Error::Expired => (Code::FailedPrecondition, "token_expired"),
-        token::Error::NotYetValid => (Code::FailedPrecondition, "token_not_yet_valid"),
-        token::Error::Audience => (Code::FailedPrecondition, "token_audience"),
-        token::Error::Issuer => (Code::FailedPrecondition, "token_issuer"),
-        token::Error::Key(_) => (Code::Internal, "token_key"),
-    };
-    Refusal::new(code, reason, error.to_string())
-}
-
 #[tonic::async_trait]
 impl Identity for Server {
     async fn certify(&self, request: Request<CertifyRequest>) -> Result<Response<CertifyResponse>, Status> {
         let request = request.into_inner();
-        let result = self.decide(&request, SystemTime::now());
+        let result = self.decide(&request, SystemTime::now()).await;
         let reason = result.as_ref().err().map_or("issued", |refusal| refusal.reason);
         self.telemetry
             .counter("weft_identity_certify_total", "Requests for certificates, by result", &[("result", reason)])

@@ -436,7 +436,12 @@ impl State {
         for slice in slices {
             for endpoint in slice.endpoints.iter().filter(|e| e.ready && e.ip.is_ipv4() == v4) {
                 let pod = match &endpoint.pod {
-                    Some(pod) => self.pods.get(pod).cloned(),
+                    // While its pod is not known, neither is its identity, and traffic to it would go in the clear: it
+                    // counts as not there. Slices and pods are told apart, in no order.
+                    Some(pod) => match self.pods.get(pod) {
+                        Some(pod) => Some(pod.clone()),
+                        None => continue,
+                    },
                     // A slice written by hand says nothing of pods; what has the address is what will answer.
                     None => self.pod_by_ip(endpoint.ip),
                 };

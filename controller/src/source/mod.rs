@@ -1,6 +1,7 @@
-//! Where objects come from. Today: a directory that the one-machine cluster writes.
+//! Where objects come from: a directory that the one-machine cluster writes, or a Kubernetes API server.
 
 pub mod directory;
+pub mod kubernetes;
 
 use crate::telemetry::Telemetry;
 use tokio::sync::mpsc;
@@ -22,6 +23,8 @@ pub enum Event {
 pub enum Source {
     /// A directory of JSON files.
     Directory(directory::Options),
+    /// A Kubernetes API server.
+    Kubernetes(kubernetes::Options),
 }
 
 impl Source {
@@ -31,6 +34,7 @@ impl Source {
         let (tx, rx) = mpsc::channel(4);
         match self {
             Source::Directory(options) => directory::spawn(options, kinds, telemetry.clone(), tx),
+            Source::Kubernetes(options) => kubernetes::spawn(&options, kinds, telemetry, &tx),
         }
         rx
     }

@@ -1,6 +1,8 @@
 //! What the tests of the binary share: starting and ending it, a directory of objects, the objects themselves.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod api_server;
+
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
@@ -72,6 +74,36 @@ impl Controller {
             "1",
         ];
         Controller::start("destination", 3, &args)
+    }
+
+    /// Starts `destination` on a made-up Kubernetes.
+    pub fn destination_on(kubeconfig: &Path) -> Controller {
+        let any = "127.0.0.1:0";
+        let kubeconfig = kubeconfig.to_str().unwrap();
+        let args = [
+            "--source",
+            "kubernetes",
+            "--kubeconfig",
+            kubeconfig,
+            "--api-timeout",
+            "2s",
+            "--grpc-addr",
+            any,
+            "--policy-addr",
+            any,
+            "--admin-addr",
+            any,
+            "--resync-interval",
+            "1",
+        ];
+        Controller::start("destination", 3, &args)
+    }
+
+    /// The figure of a metric, given with its labels as they are written; 0 when it is not there.
+    pub async fn metric(&self, name: &str) -> i64 {
+        let (_, text) = self.admin("/metrics").await;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        line.unwrap_or_default()
     }
 
     pub fn addr(&self, server: &str) -> SocketAddr {

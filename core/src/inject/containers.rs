@@ -66,9 +66,7 @@ pub(super) fn proxy(settings: &Settings, config: &InjectConfig) -> Value {
     }
     let mut security = Map::new();
     security.insert("allowPrivilegeEscalation".into(), false.into());
-    if let Some(capabilities) = &settings.capabilities {
-        security.insert("capabilities".into(), capabilities.clone());
-    }
+    security.insert("capabilities".into(), settings.capabilities.clone());
     security.insert("readOnlyRootFilesystem".into(), true.into());
     security.insert("runAsNonRoot".into(), true.into());
     security.insert("runAsUser".into(), settings.uid.into());
@@ -92,7 +90,10 @@ fn environment(settings: &Settings, config: &InjectConfig) -> Vec<Value> {
 
     env.proxy("LOG", settings.log_level.clone());
     env.proxy("LOG_FORMAT", settings.log_format.clone());
-    env.proxy("CORES", settings.cores.to_string());
+    match &settings.cores_ratio {
+        Some(ratio) => env.proxy("CORES_MAX_RATIO", ratio.clone()),
+        None => env.proxy("CORES", settings.cores.to_string()),
+    }
 
     // Within the pod that serves a component its address is local, and so needs no name: it must be reachable before
     // this proxy has an identity.
@@ -159,6 +160,27 @@ fn environment(settings: &Settings, config: &InjectConfig) -> Vec<Value> {
     env
 }
 
+/// The proxy as a sidecar of the cluster's own kind: an init container that goes on. What comes behind it starts when it
+/// is ready, other init containers too; it ends when everything else has, so that Jobs finish.
+pub(super) fn sidecar(settings: &Settings, config: &InjectConfig) -> Value {
+    let mut container = proxy(settings, config);
+    if let Some(container) = container.as_object_mut() {
+        container.insert("restartPolicy".into(), "Always".into());
+        // In place of a hook: the kubelet itself waits for this.
+        container.shift_remove("lifecycle");
+        if settings.awaited {
+            let probe = json!({
+                "httpGet": { "path": "/ready", "port": settings.admin_port },
+                "periodSeconds": 1,
+                "timeoutSeconds": 1,
+                "failureThreshold": 120,
+            });
+            container.insert("startupProbe".into(), probe);
+        }
+    }
+    container
+}
+
 /// The container that redirects the pod's traffic and ends.
 pub(super) fn init(settings: &Settings) -> Value {
     let mut args = vec![
@@ -179,6 +201,11 @@ pub(super) fn init(settings: &Settings) -> Value {
     if !settings.skip_subnets.is_empty() {
         args.extend(["--subnets-to-ignore".into(), settings.skip_subnets.clone()]);
     }
+    // Only a privileged container may change a setting of the kernel.
+    let privileged = settings.close_wait.is_some();
+    if let Some(seconds) = settings.close_wait {
+        args.extend(["--timeout-close-wait-secs".into(), seconds.to_string()]);
+    }
     let mut container = Map::new();
     let mut put = |key: &str, value: Value| container.insert(key.to_owned(), value);
     put("name", names::INIT_CONTAINER.into());
@@ -192,9 +219,9 @@ pub(super) fn init(settings: &Settings) -> Value {
     put(
         "securityContext",
         json!({
-            "allowPrivilegeEscalation": false,
+            "allowPrivilegeEscalation": privileged,
             "capabilities": { "add": ["NET_ADMIN", "NET_RAW"] },
-            "privileged": false,
+            "privileged": privileged,
             "readOnlyRootFilesystem": true,
             "runAsGroup": 0,
             "runAsNonRoot": false,

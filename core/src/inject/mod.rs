@@ -1,4 +1,5 @@
-//! Adds the proxy to pods: the pure function behind `weft inject` and the one-machine cluster, and its inverse.
+//! Adds the proxy to pods: the pure function behind `weft inject`, the one-machine cluster and the admission webhook, and
+//! its inverse.
 //!
 //! [`inject`] and [`uninject`] add and remove containers; [`annotate`] and [`unannotate`] only ask for injection. All of
 //! them work on untyped JSON, so that what they do not understand passes through unchanged, and take a Pod, anything
@@ -6,6 +7,7 @@
 
 mod containers;
 mod settings;
+pub mod values;
 
 use crate::kinds::Object;
 use crate::{kinds::Kind, names, owner};
@@ -52,6 +54,10 @@ pub struct InjectConfig {
     pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
     /// Namespace of objects that name none.
     pub default_namespace: String,
+    /// Settings of pods and namespaces that say nothing else, by the name of their annotation without its prefix.
+    pub defaults: BTreeMap<String, String>,
+    /// Whether the cluster has sidecars of its own: init containers that go on.
+    pub native_sidecars: bool,
     /// Inject every pod that does not say `disabled`, as on the command line; else only pods that ask for it, or whose
     /// namespace does, as in a cluster.
     pub unless_disabled: bool,
@@ -72,6 +78,8 @@ impl InjectConfig {
             created_by: format!("weft/local {version}"),
             namespaces: BTreeMap::new(),
             default_namespace: "default".into(),
+            defaults: BTreeMap::new(),
+            native_sidecars: false,
             unless_disabled: false,
         }
     }
@@ -372,9 +380,17 @@ fn add(
     annotations.insert(ANNOTATION_PROXY_VERSION.into(), settings.version.clone().into());
     annotations.insert(ANNOTATION_TRUST_ROOT.into(), trust_root_sha256(&config.trust_anchors_pem).into());
     let spec = template.get_mut("spec")?.as_object_mut()?;
-    // The proxy is first so that it starts first; the init container is last so that the others have a network.
-    child_list(spec, "containers")?.insert(0, containers::proxy(settings, config));
-    child_list(spec, "initContainers")?.push(containers::init(settings));
+    if settings.native {
+        // Both are first: other init containers have a proxy already.
+        let list = child_list(spec, "initContainers")?;
+        list.insert(0, containers::init(settings));
+        list.insert(1, containers::sidecar(settings, config));
+        child_list(spec, "containers")?;
+    } else {
+        // The proxy is first so that it starts first; the init container is last so that the others have a network.
+        child_list(spec, "containers")?.insert(0, containers::proxy(settings, config));
+        child_list(spec, "initContainers")?.push(containers::init(settings));
+    }
     child_list(spec, "volumes")?.push(containers::token_volume());
     Some(())
 }
@@ -391,7 +407,7 @@ fn uninject_one(object: &mut Value) -> Report {
             for (list, ours) in [
                 ("containers", names::PROXY_CONTAINER),
                 ("initContainers", names::INIT_CONTAINER),
-                // A native sidecar of Linkerd's.
+                // A native sidecar.
                 ("initContainers", names::PROXY_CONTAINER),
                 ("volumes", TOKEN_VOLUME),
                 ("volumes", "linkerd-identity-end-entity"),

@@ -2,7 +2,7 @@
 
 use super::{CONFIG_PREFIX, InjectConfig, annotation, containers_of};
 use crate::names;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Everything that may differ from pod to pod.
@@ -33,6 +33,8 @@ pub(super) struct Settings {
     pub no_outbound_detect_timeout: bool,
     pub shutdown_endpoint: bool,
     pub shutdown_grace: Option<String>,
+    /// Containers behind the proxy start when it is ready.
+    pub awaited: bool,
     pub cores: u32,
     /// `requests` and `limits`, or nothing.
     pub resources: Map<String, Value>,
@@ -40,8 +42,14 @@ pub(super) struct Settings {
     pub additional_env: Vec<Value>,
     /// The component of the control plane that runs in this pod.
     pub component: Option<String>,
-    /// Capabilities of the application's first container, which policies may demand of every container.
-    pub capabilities: Option<Value>,
+    /// Capabilities of the application's first container, which policies may demand of every container; else none.
+    pub capabilities: Value,
+    /// Whether the proxy is a sidecar of the cluster's own kind: an init container that goes on.
+    pub native: bool,
+    /// Seconds that the kernel keeps half-closed connections, where that is to be changed.
+    pub close_wait: Option<u64>,
+    /// Threads as a part of the node's processors, in place of a number.
+    pub cores_ratio: Option<String>,
 }
 
 type Fault = (String, String);
@@ -49,12 +57,28 @@ type Fault = (String, String);
 struct Annotations<'a> {
     template: &'a Value,
     namespace: &'a BTreeMap<String, String>,
+    /// Of the installation, without the prefix.
+    defaults: &'a BTreeMap<String, String>,
 }
 
 impl<'a> Annotations<'a> {
     fn get(&self, name: &str) -> Option<&'a str> {
         let key = format!("{CONFIG_PREFIX}{name}");
-        annotation(self.template, &key).or_else(|| self.namespace.get(&key).map(String::as_str)).map(str::trim)
+        let namespace = || self.namespace.get(&key).or_else(|| self.defaults.get(name)).map(String::as_str);
+        annotation(self.template, &key).or_else(namespace).map(str::trim)
+    }
+
+    /// As [`Annotations::flag`], of an annotation that began with other prefixes and may still have them.
+    fn graduated(&self, name: &str, default: bool) -> Result<bool, Fault> {
+        let known = |key: &String| annotation(self.template, key).is_some() || self.namespace.contains_key(key);
+        for stage in ["alpha", "beta"] {
+            let key = format!("config.{stage}.linkerd.io/{name}");
+            if known(&key) && !known(&format!("{CONFIG_PREFIX}{name}")) {
+                let value = annotation(self.template, &key).or(self.namespace.get(&key).map(String::as_str));
+                return boolean(value.unwrap_or_default().trim()).map_err(|message| (key, message));
+            }
+        }
+        self.flag(name, default)
     }
 
     /// The annotation, parsed; `None` when it is absent.
@@ -80,13 +104,9 @@ impl<'a> Annotations<'a> {
         Ok(port.unwrap_or(default))
     }
 
-    fn flag(&self, name: &str) -> Result<bool, Fault> {
-        let flag = self.parsed(name, |v| match v {
-            "true" | "enabled" => Ok(true),
-            "false" | "disabled" => Ok(false),
-            _ => Err("is neither enabled nor disabled".to_owned()),
-        })?;
-        Ok(flag.unwrap_or(false))
+    fn flag(&self, name: &str, default: bool) -> Result<bool, Fault> {
+        let flag = self.parsed(name, boolean)?;
+        Ok(flag.unwrap_or(default))
     }
 
     fn one_of(&self, name: &str, allowed: &[&str], default: &str) -> Result<String, Fault> {
@@ -109,7 +129,7 @@ impl Settings {
         namespace: &BTreeMap<String, String>,
         config: &InjectConfig,
     ) -> Result<Settings, Fault> {
-        let a = Annotations { template, namespace };
+        let a = Annotations { template, namespace, defaults: &config.defaults };
         let named = named_ports(template);
         let default_opaque = names::DEFAULT_OPAQUE_PORTS.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
         let (resources, cpu) = resources(&a)?;
@@ -118,6 +138,7 @@ impl Settings {
             Err::<(), _>("is not supported; use config.linkerd.io/default-inbound-policy: all-authenticated".to_owned())
         })?;
         let component = template.pointer("/metadata/labels").and_then(|l| l.get(names::LABEL_COMPONENT));
+        let component = component.and_then(Value::as_str);
         Ok(Settings {
             image: a.text("proxy-image", &config.proxy_image),
             version: a.text("proxy-version", &config.proxy_version),
@@ -162,18 +183,24 @@ impl Settings {
             outbound_connect_timeout: a.duration("proxy-outbound-connect-timeout", "1000ms")?,
             inbound_discovery_idle: a.duration("proxy-inbound-discovery-cache-unused-timeout", "90s")?,
             outbound_discovery_idle: a.duration("proxy-outbound-discovery-cache-unused-timeout", "5s")?,
-            no_inbound_detect_timeout: a.flag("proxy-disable-inbound-protocol-detect-timeout")?,
-            no_outbound_detect_timeout: a.flag("proxy-disable-outbound-protocol-detect-timeout")?,
-            shutdown_endpoint: a.flag("proxy-admin-shutdown")?,
+            no_inbound_detect_timeout: a.flag("proxy-disable-inbound-protocol-detect-timeout", false)?,
+            no_outbound_detect_timeout: a.flag("proxy-disable-outbound-protocol-detect-timeout", false)?,
+            shutdown_endpoint: a.flag("proxy-admin-shutdown", false)?,
+            // A proxy that asks a component in its own pod would wait for what waits for it.
+            awaited: a.flag("proxy-await", true)? && !matches!(component, Some("identity" | "destination")),
             shutdown_grace: a.parsed("shutdown-grace-period", go_duration)?,
+            native: a.graduated("proxy-enable-native-sidecar", true)? && config.native_sidecars,
+            close_wait: a.parsed("close-wait-timeout", whole_seconds)?,
             cores: cpu.map_or(1, |cpu| cpu.ceil().clamp(1.0, 1024.0) as u32),
+            cores_ratio: a.parsed("proxy-cpu-ratio-limit", ratio)?,
             resources,
             additional_env: a.parsed("proxy-additional-env", environment)?.unwrap_or_default(),
-            component: component.and_then(Value::as_str).map(str::to_owned),
+            component: component.map(str::to_owned),
             capabilities: containers_of(template, "containers")
                 .next()
                 .and_then(|c| c.pointer("/securityContext/capabilities"))
-                .cloned(),
+                .cloned()
+                .unwrap_or_else(|| json!({ "drop": ["ALL"] })),
         })
     }
 
@@ -210,6 +237,29 @@ fn resources(a: &Annotations<'_>) -> Result<(Map<String, Value>, Option<f64>), F
         }
     }
     Ok((out, cpu))
+}
+
+fn boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "enabled" => Ok(true),
+        "false" | "disabled" => Ok(false),
+        _ => Err("is neither enabled nor disabled".to_owned()),
+    }
+}
+
+/// A Go duration as whole seconds, more than none.
+fn whole_seconds(text: &str) -> Result<u64, String> {
+    let millis = go_duration(text)?;
+    let millis: u64 = millis.trim_end_matches("ms").parse().unwrap_or_default();
+    if millis < 1000 { Err("is less than a second".into()) } else { Ok(millis / 1000) }
+}
+
+/// A part of the node's processors.
+fn ratio(text: &str) -> Result<String, String> {
+    match text.parse::<f64>() {
+        Ok(part) if part > 0.0 && part <= 1.0 => Ok(text.to_owned()),
+        _ => Err("is not a number above 0 and up to 1".into()),
+    }
 }
 
 /// A Kubernetes quantity as a number: `100m`, `20Mi`, `1.5`.
@@ -378,5 +428,8 @@ mod tests {
         let named = BTreeMap::from([("db".to_owned(), 5432)]);
         assert_eq!(port_ranges_or_names("db,other,80", &named), Ok("5432,80".into()));
         assert!(subnets("10.0.0.0/8,x").is_err());
+        assert_eq!(whole_seconds("1h"), Ok(3600));
+        assert!(whole_seconds("10ms").is_err());
+        assert!(ratio("0.5").is_ok() && ratio("0").is_err() && ratio("1.5").is_err() && ratio("NaN").is_err());
     }
 }
