@@ -12,9 +12,9 @@ use weft_core::api::{ApiError, CheckResponse, EdgesRequest, EdgesResponse, StatR
 use weft_core::names;
 
 /// Answers larger than this, in octets, are refused.
-const MAX_ANSWER: usize = 256 << 20;
+pub(crate) const MAX_ANSWER: usize = 256 << 20;
 /// How long one question may take.
-const TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A running cluster's metrics API.
 #[derive(Debug)]

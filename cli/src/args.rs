@@ -492,8 +492,8 @@ pub enum ManifestOutput {
 /// Arguments of `weft inject`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Inject {
-    /// Files, folders, or - for standard input
-    #[arg(required = true, value_name = "FILE|DIR|-")]
+    /// Files, folders, URLs, or - for standard input
+    #[arg(required = true, value_name = "FILE|DIR|URL|-")]
     pub inputs: Vec<PathBuf>,
     /// Add the containers now, instead of asking the cluster to
     #[arg(long)]
@@ -577,8 +577,8 @@ proxy_settings! {
 /// Arguments of `weft uninject`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Uninject {
-    /// Files, folders, or - for standard input
-    #[arg(required = true, value_name = "FILE|DIR|-")]
+    /// Files, folders, URLs, or - for standard input
+    #[arg(required = true, value_name = "FILE|DIR|URL|-")]
     pub inputs: Vec<PathBuf>,
     /// Form of the output
     #[arg(short = 'o', long, value_enum, default_value_t)]

@@ -57,7 +57,7 @@ const PAGE: &str = "docs/checks.md";
 /// The section of [`PAGE`] about a check.
 pub fn anchor(description: &str) -> String {
     let kept = description.to_lowercase().replace(' ', "-");
-    kept.chars().filter(|c| c.is_alphanumeric() || *c == '-').collect()
+    kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, '-' | '_')).collect()
 }
 
 /// How bad it is when a check fails, and whether it is tried again.

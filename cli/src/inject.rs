@@ -1,8 +1,9 @@
 //! `weft inject` and `weft uninject`: manifests in, manifests out, and a report on stderr.
 
 use crate::args::{Inject, ManifestOutput, Uninject};
-use crate::cluster::Mesh;
-use crate::{Failure, VERSION, print};
+use crate::cluster::{Cluster, Mesh};
+use crate::install::CONFIG;
+use crate::{Failure, VERSION, fetch, print};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -17,19 +18,19 @@ use weft_core::{manifest, names};
 /// When an input cannot be read or understood.
 pub async fn inject(args: Inject, mesh: &Mesh) -> Result<ExitCode, Failure> {
     let control = mesh.control.as_str();
-    let documents = read(&args.inputs)?;
+    let documents = read(&args.inputs).await?;
     let annotations = args.proxy.annotations();
-    let anchors = match (&args.identity_trust_anchors_file, args.manual) {
+    let base = match (&args.identity_trust_anchors_file, args.manual) {
         (_, false) => None,
-        (Some(file), true) => Some(read_anchors(file)?),
-        (None, true) => Some(anchors_of_cluster(mesh).await?),
+        (Some(file), true) => Some(InjectConfig::local(&read_anchors(file)?, VERSION)),
+        (None, true) => Some(config_of_cluster(mesh).await?),
     };
-    let manual = anchors.map(|pem| InjectConfig {
+    let manual = base.map(|base| InjectConfig {
         control_namespace: control.to_owned(),
         created_by: format!("weft/cli {VERSION}"),
         unless_disabled: true,
         namespaces: namespaces(&documents),
-        ..InjectConfig::local(&pem, VERSION)
+        ..base
     });
     let (documents, reports) = transform_inject(&documents, &annotations, manual.as_ref())?;
     print(&write(&documents, args.output));
@@ -41,10 +42,10 @@ pub async fn inject(args: Inject, mesh: &Mesh) -> Result<ExitCode, Failure> {
 ///
 /// # Errors
 /// When an input cannot be read or understood.
-pub fn uninject(args: Uninject) -> Result<ExitCode, Failure> {
+pub async fn uninject(args: Uninject) -> Result<ExitCode, Failure> {
     let mut documents = Vec::new();
     let mut reports = Vec::new();
-    for document in read(&args.inputs)? {
+    for document in read(&args.inputs).await? {
         let (value, report) = transform_uninject(&document);
         documents.push(value);
         reports.extend(report);
@@ -124,26 +125,43 @@ fn read_anchors(file: &Path) -> Result<String, Failure> {
     Ok(pem)
 }
 
-async fn anchors_of_cluster(mesh: &Mesh) -> Result<String, Failure> {
+/// What the injector of a cluster would use: its trust anchors and the values of its chart, where there are any.
+async fn config_of_cluster(mesh: &Mesh) -> Result<InjectConfig, Failure> {
     let control = mesh.control.as_str();
-    let maps = mesh.connect().await?.objects("configmaps", Some(control)).await?;
-    let pem = maps.iter().find_map(|map| {
-        let named = map.pointer("/metadata/name").and_then(Value::as_str) == Some(names::TRUST_ROOTS_CONFIG_MAP);
-        map.get("data").filter(|_| named)?.get(names::TRUST_ROOTS_KEY)?.as_str().map(str::to_owned)
-    });
-    pem.ok_or_else(|| {
+    let cluster = mesh.connect().await?;
+    let maps = cluster.objects("configmaps", Some(control)).await?;
+    let data = |name: &str, key: &str| {
+        let map = maps.iter().find(|map| map.pointer("/metadata/name").and_then(Value::as_str) == Some(name));
+        map.and_then(|map| map.get("data")?.get(key)?.as_str())
+    };
+    let anchors = data(names::TRUST_ROOTS_CONFIG_MAP, names::TRUST_ROOTS_KEY).ok_or_else(|| {
         Failure::new(format!("the control plane has no ConfigMap {} in {control}", names::TRUST_ROOTS_CONFIG_MAP))
-    })
+    })?;
+    let Some(values) = data(CONFIG, "values") else { return Ok(InjectConfig::local(anchors, VERSION)) };
+    let config = InjectConfig::from_values(values, control, anchors, VERSION);
+    let config = config.map_err(|error| Failure::new(format!("ConfigMap {CONFIG} in {control}: {error}")))?;
+    let native_sidecars = match &cluster {
+        // Since 1.29 every cluster has them, unless somebody has switched them off.
+        Cluster::Kubernetes(kubernetes) => {
+            matches!(kubernetes.version().await?, (major, minor, _) if (major, minor) >= (1, 29))
+        }
+        Cluster::Machine(_) => false,
+    };
+    Ok(InjectConfig { native_sidecars, ..config })
 }
 
 /// Every document of the inputs, in order; folders are read with their sub-folders, sorted by name.
-fn read(inputs: &[PathBuf]) -> Result<Vec<Value>, Failure> {
+async fn read(inputs: &[PathBuf]) -> Result<Vec<Value>, Failure> {
     let mut out = Vec::new();
     for input in inputs {
         if input.as_os_str() == "-" {
             let mut text = String::new();
             std::io::stdin().read_to_string(&mut text).map_err(|e| Failure::new(format!("standard input: {e}")))?;
             add(&mut out, "standard input", &text)?;
+            continue;
+        }
+        if let Some(url) = input.to_str().filter(|text| fetch::is_url(text)) {
+            add(&mut out, url, &fetch::text(url).await.map_err(Failure::new)?)?;
             continue;
         }
         let mut files = Vec::new();

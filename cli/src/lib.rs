@@ -14,6 +14,7 @@ pub mod cluster;
 pub mod diagnostics;
 pub mod edges;
 pub mod endpoints;
+pub mod fetch;
 pub mod grpc;
 pub mod identity;
 pub mod inject;
@@ -110,7 +111,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Logs(args) => Ok(weft_local::logs(args).await?),
         Command::Exec(args) => Ok(weft_local::exec(args).await?),
         Command::Inject(args) => inject::inject(*args, mesh).await,
-        Command::Uninject(args) => inject::uninject(args),
+        Command::Uninject(args) => inject::uninject(args).await,
         Command::Stat(args) | Command::Viz(VizCommand::Stat(args)) => stat::run(args, mesh).await,
         Command::Edges(args) | Command::Viz(VizCommand::Edges(args)) => edges::run(args, mesh).await,
         Command::Check(args) | Command::Viz(VizCommand::Check(args)) => check::run(args, mesh).await,

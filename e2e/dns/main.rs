@@ -104,7 +104,7 @@ fn addresses(name: &str, services: &Objects<Service>, slices: &Objects<EndpointS
         slice.metadata.namespace.as_deref() == Some(namespace)
             && labels.and_then(|l| l.get("kubernetes.io/service-name")).map(String::as_str) == Some(service)
     });
-    let endpoints = mine.flat_map(|slice| &slice.endpoints).filter(|endpoint| {
+    let endpoints = mine.flat_map(|slice| slice.endpoints.iter().flatten()).filter(|endpoint| {
         let ready = endpoint.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true);
         ready && host.is_none_or(|host| endpoint.hostname.as_deref() == Some(host))
     });

@@ -6,7 +6,7 @@ set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
 # A stamp says that a step is done, for this recipe: when the recipe changes, so does its name.
-stamp=$base/built-$(cat "$recipe"/{build.sh,discovery-v1.sh,pause.c,../../scripts/image.sh} | sha256sum | cut -c1-16)
+stamp=$base/built-$(cat "$recipe"/{build.sh,discovery-v1.sh,pause.c} | sha256sum | cut -c1-16)
 [ -e "$stamp" ] && exit 0
 [ "$(uname -m)" = x86_64 ] || fail "the recipe is for x86_64; set KUBECONFIG to use another cluster"
 for program in apt-get dpkg python3 cc patch openssl unshare; do

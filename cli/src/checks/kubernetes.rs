@@ -5,6 +5,7 @@ use super::{
 };
 use crate::chart::{self, RESOURCES, Release};
 use crate::check::{Runner, Severity};
+use crate::install::CONFIG;
 use crate::kubernetes::{Kubernetes, Problem, path_of, plural};
 use crate::pods::{ended, meshed};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -25,7 +26,6 @@ const WEBHOOKS: [(&str, &str, &str); 2] = [
 const COMPONENTS: [&str; 4] = ["weft-destination", "weft-identity", "weft-injector", "weft-metrics"];
 /// Secret with the certificate of the webhooks.
 const WEBHOOK_SECRET: &str = "weft-injector-k8s-tls";
-const CONFIG: &str = "weft-config";
 const ADMISSION: &str = "admissionregistration.k8s.io/v1";
 const RBAC: &str = "rbac.authorization.k8s.io/v1";
 const EXTENSIONS: &str = "apiextensions.k8s.io/v1";

@@ -23,7 +23,7 @@ use weft_core::{names, trust};
 /// Secret with the settings that differ from the defaults, for `weft upgrade`.
 const OVERRIDES: &str = "weft-config-overrides";
 /// ConfigMap that every control plane has.
-const CONFIG: &str = "weft-config";
+pub(crate) const CONFIG: &str = "weft-config";
 /// What an API server is taken to have when it is not asked: what all versions from 1.21 have.
 const NEWEST: &[&str] = &["v1", "policy/v1"];
 
@@ -119,9 +119,7 @@ async fn installed(
     }
     settings.put_over(&mut overrides)?;
     let mut values = with_defaults(&overrides)?;
-    if !settings.brings_identity() {
-        keep_identity(&mut values, cluster, control).await?;
-    }
+    keep_identity(&mut values, settings, cluster, control).await?;
     identity(&mut values, settings, mesh, Some(cluster)).await?;
     objects(&values, &overrides, control, &versions)
 }
@@ -212,11 +210,6 @@ impl InstallSettings {
         }
         Ok(())
     }
-
-    /// Whether certificates come with the flags.
-    fn brings_identity(&self) -> bool {
-        self.identity_trust_anchors_file.is_some() || self.identity_issuer_certificate_file.is_some()
-    }
 }
 
 fn read_values(file: &Path) -> Result<(String, String), Failure> {
@@ -304,9 +297,15 @@ async fn anchors_of_issuer(cluster: Option<&Kubernetes>, control: &str) -> Resul
     anchors.ok_or_else(|| Failure::new(format!("Secret {secret} in {control} has no ca.crt; {hint}")))
 }
 
-/// Puts the certificates of the installed control plane into values.
-async fn keep_identity(values: &mut Value, cluster: &Kubernetes, control: &str) -> Result<(), Failure> {
-    if values.pointer("/identity/externalCA") != Some(&Value::Bool(true)) {
+/// Puts those certificates of the installed control plane into values that nobody brings anew.
+async fn keep_identity(
+    values: &mut Value,
+    settings: &InstallSettings,
+    cluster: &Kubernetes,
+    control: &str,
+) -> Result<(), Failure> {
+    let brought = settings.identity_trust_anchors_file.is_some() || !text(values, ANCHORS).is_empty();
+    if !brought && values.pointer("/identity/externalCA") != Some(&Value::Bool(true)) {
         let name = names::TRUST_ROOTS_CONFIG_MAP;
         let map = cluster.find(&path_of("v1", "configmaps", Some(control), Some(name))).await?;
         let anchors = map.as_ref().and_then(|map| map.get("data")?.get(names::TRUST_ROOTS_KEY)?.as_str());
@@ -314,7 +313,8 @@ async fn keep_identity(values: &mut Value, cluster: &Kubernetes, control: &str) 
             anchors.ok_or_else(|| Failure::new(format!("ConfigMap {name} in {control} has no trust anchors")))?;
         put(values, ANCHORS, anchors.to_owned());
     }
-    if text(values, "/identity/issuer/scheme") != "kubernetes.io/tls" {
+    let brought = settings.identity_issuer_certificate_file.is_some() || !text(values, CERTIFICATE).is_empty();
+    if !brought && text(values, "/identity/issuer/scheme") != "kubernetes.io/tls" {
         let name = names::ISSUER_SECRET;
         let secret = cluster.find(&path_of("v1", "secrets", Some(control), Some(name))).await?;
         let part = |keys: [&str; 2]| {
