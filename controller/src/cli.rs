@@ -29,6 +29,8 @@ pub enum Component {
     Destination(DestinationOptions),
     /// Scrapes proxies, answers `weft stat` and `weft edges`
     Metrics(MetricsOptions),
+    /// Webhooks of a Kubernetes cluster: adds proxies to pods, checks mesh resources
+    Injector(InjectorOptions),
 }
 
 /// Form of log lines.
@@ -219,6 +221,35 @@ pub struct MetricsOptions {
     /// Scrapes at the same time
     #[arg(long, env = "WEFT_SCRAPE_CONCURRENCY", default_value = "32")]
     pub scrape_concurrency: usize,
+}
+
+/// Options of `injector`.
+#[derive(Debug, Clone, Args)]
+pub struct InjectorOptions {
+    /// Where the webhooks are served, HTTPS
+    #[arg(long, env = "WEFT_WEBHOOK_ADDR", default_value_t = any(names::INJECTOR_HTTPS_PORT))]
+    pub webhook_addr: SocketAddr,
+    /// Where metrics, readiness and liveness are served
+    #[arg(long, env = "WEFT_ADMIN_ADDR", default_value_t = any(names::INJECTOR_ADMIN_PORT))]
+    pub admin_addr: SocketAddr,
+    /// See [`MeshOptions`].
+    #[command(flatten)]
+    pub mesh: MeshOptions,
+    /// See [`ClusterOptions`].
+    #[command(flatten)]
+    pub cluster: ClusterOptions,
+    /// File of the values that say what is injected, YAML
+    #[arg(long, env = "WEFT_VALUES", default_value = "/var/run/weft/config/values")]
+    pub values: PathBuf,
+    /// File of trust anchors, PEM
+    #[arg(long, env = "WEFT_TRUST_ANCHORS", default_value = "/var/run/weft/identity/trust-roots/ca-bundle.crt")]
+    pub trust_anchors: PathBuf,
+    /// How long a certificate of the webhooks is valid; it is replaced when a third of that is left
+    #[arg(long, env = "WEFT_WEBHOOK_CERTIFICATE_LIFETIME", default_value = "90d", value_parser = duration)]
+    pub webhook_certificate_lifetime: Duration,
+    /// How long the replica that writes stays the one when it is not heard of
+    #[arg(long, env = "WEFT_LEASE_DURATION", default_value = "15s", value_parser = duration)]
+    pub lease_duration: Duration,
 }
 
 fn any(port: u16) -> SocketAddr {

@@ -1,4 +1,4 @@
-//! A small HTTP/1.1 server for the admin endpoints and the metrics API.
+//! A small HTTP/1.1 server for the admin endpoints, the metrics API and the webhooks.
 
 use crate::drain::Drain;
 use bytes::Bytes;
@@ -11,7 +11,8 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 /// Connections at the same time; more wait.
@@ -32,6 +33,18 @@ where
     H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Answer> + Send + 'static,
 {
+    serve_over(listener, drain, |stream| std::future::ready(Ok(stream)), handler).await;
+}
+
+/// Serves until the drain, each request by `handler`, over what `secure` makes of each connection.
+pub async fn serve_over<S, T, I, H, F>(listener: TcpListener, drain: Drain, secure: S, handler: H)
+where
+    S: Fn(TcpStream) -> T + Clone + Send + Sync + 'static,
+    T: Future<Output = std::io::Result<I>> + Send + 'static,
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Answer> + Send + 'static,
+{
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
@@ -40,7 +53,11 @@ where
             () = drain.signaled() => return,
         };
         let stream = match accepted {
-            Ok((stream, _)) => stream,
+            Ok((stream, _)) => {
+                // Answers are written at once and whole. Only a connection that is gone refuses.
+                let _ = stream.set_nodelay(true);
+                stream
+            }
             Err(error) => {
                 // Out of descriptors, most likely: wait for some to come back instead of spinning.
                 tracing::warn!(%error, "cannot accept a connection");
@@ -48,8 +65,13 @@ where
                 continue;
             }
         };
-        let (handler, drain) = (handler.clone(), drain.clone());
+        let (secure, handler, drain) = (secure.clone(), handler.clone(), drain.clone());
         tokio::spawn(async move {
+            let stream = match tokio::time::timeout(HEAD_TIMEOUT, secure(stream)).await {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => return tracing::debug!(%error, "a connection is no use"),
+                Err(_) => return tracing::debug!("a handshake took too long"),
+            };
             let service = service_fn(move |request| {
                 let answer = handler(request);
                 async move { Ok::<_, Infallible>(answer.await) }
@@ -79,7 +101,15 @@ where
 /// # Errors
 /// What is wrong with it, for people.
 pub async fn read_body(body: Incoming) -> Result<Bytes, String> {
-    match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await {
+    read_body_up_to(body, MAX_BODY).await
+}
+
+/// As [`read_body`], of at most this many octets.
+///
+/// # Errors
+/// What is wrong with it, for people.
+pub async fn read_body_up_to(body: Incoming, most: usize) -> Result<Bytes, String> {
+    match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, most).collect()).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         Ok(Err(error)) => Err(format!("the request's body could not be read: {error}")),
         Err(_) => Err(format!("the request's body did not arrive within {} s", BODY_TIMEOUT.as_secs())),

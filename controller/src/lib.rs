@@ -1,5 +1,5 @@
-//! The control plane of weft, one binary with a subcommand for each component: `identity`, `destination` (with policy)
-//! and `metrics`.
+//! The control plane of weft, one binary with a subcommand for each component: `identity`, `destination` (with policy),
+//! `metrics` and, on Kubernetes, `injector`.
 //!
 //! A [`source`] of Kubernetes objects feeds an [`index`]: one in-memory picture of the cluster, published as immutable
 //! snapshots. The components read the index and never the source, so that the same code serves a directory of
@@ -13,6 +13,7 @@ pub mod grpc;
 pub mod http;
 pub mod identity;
 pub mod index;
+pub mod injector;
 pub mod kubernetes;
 pub mod metrics;
 pub mod policy;

@@ -1,14 +1,15 @@
 //! Puts a component together, runs it, and ends it.
 
 use crate::cli::{
-    Cli, ClusterKind, Component, DestinationOptions, IdentityOptions, LogFormat, LogOptions, MetricsOptions,
-    SourceOptions,
+    Cli, ClusterKind, Component, DestinationOptions, IdentityOptions, InjectorOptions, LogFormat, LogOptions,
+    MetricsOptions, SourceOptions,
 };
 use crate::destination::endpoint::Mesh;
 use crate::drain::{self, Drain};
 use crate::identity::review::Reviewer;
 use crate::index::Index;
-use crate::kubernetes::Api;
+use crate::injector::{self, Native, Webhooks};
+use crate::kubernetes::{Api, lease};
 use crate::source::{self, Source, directory};
 use crate::telemetry::Telemetry;
 use crate::{admin, destination, grpc, identity, metrics, policy};
@@ -19,6 +20,7 @@ use linkerd2_proxy_api::inbound::inbound_server_policies_server::InboundServerPo
 use linkerd2_proxy_api::outbound::outbound_policies_server::OutboundPoliciesServer;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tonic::service::Routes;
@@ -40,6 +42,9 @@ const METRICS_KINDS: &[Kind] = &[
     Kind::Job,
     Kind::CronJob,
 ];
+
+/// How often an API server is asked again for kinds that it lacked, where no option says so.
+const RESYNC: Duration = Duration::from_secs(30);
 
 /// Starts logging to standard error.
 pub fn init_logging(options: &LogOptions) {
@@ -70,6 +75,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
         Component::Identity(options) => identity_servers(options, &drain, &telemetry).await?,
         Component::Destination(options) => destination_servers(options, &drain, &telemetry).await?,
         Component::Metrics(options) => metrics_servers(options, &drain, &telemetry).await?,
+        Component::Injector(options) => injector_servers(options, &drain, &telemetry).await?,
     };
     tokio::select! {
         signal = drain::terminated() => {
@@ -210,4 +216,74 @@ async fn metrics_servers(options: MetricsOptions, drain: &Drain, telemetry: &Tel
         Ok(())
     });
     Ok(servers)
+}
+
+async fn injector_servers(options: InjectorOptions, drain: &Drain, telemetry: &Telemetry) -> anyhow::Result<Servers> {
+    if options.cluster.source == Some(ClusterKind::Directory) {
+        anyhow::bail!("the injector is for Kubernetes: the one-machine cluster injects pods by itself");
+    }
+    let https = bind("webhook", options.webhook_addr).await?;
+    let api = Api::new(&options.cluster.api()).await?;
+    let namespace = options.mesh.controller_namespace;
+    let source = Source::Kubernetes(source::kubernetes::Options { api: api.clone(), resync: RESYNC });
+    let webhooks = Webhooks {
+        configuration: injector::config::Configuration::watch(
+            &options.values,
+            &options.trust_anchors,
+            &namespace,
+            telemetry,
+        ),
+        namespaces: injector::namespaces::Namespaces::follow(api.clone(), source.watch(&[Kind::Namespace], telemetry)),
+        native: Native::watch(api.clone()),
+        events: injector::events::Events::new(api.clone()),
+        api: api.clone(),
+        telemetry: telemetry.clone(),
+    };
+    let shown = injector::keeper::Shown::default();
+    let election = lease::Options {
+        namespace: namespace.clone(),
+        name: names::INJECTOR_LEASE.to_owned(),
+        identity: replica(),
+        duration: options.lease_duration,
+    };
+    let (leading, election) = lease::elect(api.clone(), election, drain.clone());
+    let keeper = injector::keeper::Keeper {
+        api,
+        namespace,
+        lifetime: options.webhook_certificate_lifetime,
+        shown: shown.clone(),
+        leading,
+        telemetry: telemetry.clone(),
+    };
+    let mut servers = JoinSet::new();
+    let ready = {
+        let (shown, webhooks) = (shown.clone(), webhooks.clone());
+        move || {
+            if !shown.is_there() {
+                return Some("there is no certificate yet".to_owned());
+            }
+            if !webhooks.namespaces.is_synced() {
+                return Some("the namespaces have not been read yet".to_owned());
+            }
+            webhooks.configuration.problem()
+        }
+    };
+    serve_admin(&mut servers, options.admin_addr, drain, telemetry, Arc::new(ready)).await?;
+    servers.spawn(webhooks.serve(https, shown, drain.clone()));
+    let keeper_drain = drain.clone();
+    servers.spawn(async move {
+        keeper.run(keeper_drain).await;
+        Ok(())
+    });
+    servers.spawn(async move {
+        election.await;
+        Ok(())
+    });
+    Ok(servers)
+}
+
+/// What tells this replica from all others: the host's name, which is the pod's, and a number for others on the host.
+fn replica() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}_{:08x}", host.trim(), fastrand::u32(..))
 }

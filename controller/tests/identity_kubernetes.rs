@@ -105,6 +105,7 @@ async fn the_api_server_says_whose_a_token_is() {
     assert_eq!(certify("token-of-web").await.unwrap_err().code(), Code::Unavailable);
     api.resume();
     until("it signs again", async || certify("token-of-web").await.is_ok()).await;
+    api.assert_allowed("identity");
     let logs = serde_json::to_string(&controller.logs()).unwrap();
     assert!(logs.contains(WEB) && !logs.contains("token-of-web"), "a token is in the log");
 }

@@ -97,6 +97,7 @@ async fn the_cluster_is_followed_change_by_change() {
     api.delete(&slice(&web, &[]));
     endpoints.become_these(&[]).await;
     // Each kind was listed once, and watched; nothing was written.
+    api.assert_allowed("destination");
     assert_eq!(api.asked("GET /api/v1/services?limit=500"), 1);
     assert!(api.world().requests.iter().all(|request| request.starts_with("GET ")));
 }
@@ -280,6 +281,7 @@ async fn metrics_does_without_kinds_that_a_cluster_lacks() {
         &json!({"apiVersion": "batch/v1beta1", "kind": "CronJob", "metadata": {"namespace": "shop", "name": "night"}}),
     );
     until("the CronJob is there", async || controller.metric(workloads).await == 3).await;
+    api.assert_allowed("metrics");
     // And loses the kind, and with it the object.
     api.serve("batch/v1beta1/cronjobs", false);
     until("the CronJob is gone", async || controller.metric(workloads).await == 2).await;

@@ -6,6 +6,7 @@ pub mod control_plane;
 pub mod inject;
 pub mod kinds;
 pub mod manifest;
+pub mod mesh;
 pub mod names;
 pub mod owner;
 pub mod selector;

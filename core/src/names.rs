@@ -41,12 +41,18 @@ pub const POLICY_GRPC_PORT: u16 = 8090;
 pub const METRICS_SERVICE: &str = "weft-metrics";
 /// Port of the metrics API (HTTP, JSON).
 pub const METRICS_HTTP_PORT: u16 = 8085;
+/// Service of the injector: the webhooks.
+pub const INJECTOR_SERVICE: &str = "weft-injector";
+/// Port of the webhooks (HTTPS) in the injector's pods; the service's is 443.
+pub const INJECTOR_HTTPS_PORT: u16 = 8443;
 /// Admin ports (`/metrics`, `/ready`, `/live`) of the control plane's components.
 pub const IDENTITY_ADMIN_PORT: u16 = 9990;
 /// See [`IDENTITY_ADMIN_PORT`].
 pub const DESTINATION_ADMIN_PORT: u16 = 9996;
 /// See [`IDENTITY_ADMIN_PORT`].
 pub const METRICS_ADMIN_PORT: u16 = 9995;
+/// See [`IDENTITY_ADMIN_PORT`].
+pub const INJECTOR_ADMIN_PORT: u16 = 9995;
 
 /// ConfigMap with the trust anchors, in the control namespace.
 pub const TRUST_ROOTS_CONFIG_MAP: &str = "weft-identity-trust-roots";
@@ -56,6 +62,17 @@ pub const TRUST_ROOTS_KEY: &str = "ca-bundle.crt";
 pub const ISSUER_SECRET: &str = "weft-identity-issuer";
 /// ConfigMap with the public keys of service-account tokens, in the control namespace.
 pub const TOKEN_KEYS_CONFIG_MAP: &str = "weft-token-keys";
+
+/// Secret with the certificate that the webhooks show, in the control namespace.
+pub const INJECTOR_TLS_SECRET: &str = "weft-injector-k8s-tls";
+/// Lease that says which replica of the injector writes.
+pub const INJECTOR_LEASE: &str = "weft-injector";
+/// MutatingWebhookConfiguration by which pods are injected.
+pub const INJECTOR_WEBHOOK: &str = "weft-injector-webhook-config";
+/// ValidatingWebhookConfiguration by which mesh resources are checked.
+pub const VALIDATOR_WEBHOOK: &str = "weft-validator-webhook-config";
+/// Label on the control plane's own namespace.
+pub const LABEL_IS_CONTROL_PLANE: &str = "linkerd.io/is-control-plane";
 
 /// Label on every injected pod: the namespace of its control plane.
 pub const LABEL_CONTROL_PLANE_NS: &str = "linkerd.io/control-plane-ns";

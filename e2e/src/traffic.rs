@@ -197,7 +197,8 @@ impl Traffic {
         let (before, begun) = (self.report()?, Instant::now());
         act(self).with_context(|| what.to_owned())?;
         let seen = self.more(200)?.since(&before);
-        let reached = |account: &Account| account.sent / begun.elapsed().as_secs().max(1);
+        let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+        let reached = |account: &Account| account.sent * 1000 / milliseconds;
         for (protocol, account) in [("HTTP", &seen.http), ("gRPC", &seen.grpc)] {
             eprintln!(
                 "{what}: {protocol}: {} sent, {} a second, {} failed, {} turns left out, slowest so far {} ms",

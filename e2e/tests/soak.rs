@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use weft_e2e::{CLIENT, NAMESPACE, Traffic, Usage, wait_for};
+use weft_e2e::{CLIENT, NAMESPACE, Report, Traffic, Usage, wait_for};
 
 /// Requests a second of each protocol: enough to lose something, few enough to leave time for the rest.
 const RATE: u32 = 60;
@@ -94,11 +94,13 @@ fn nothing_grows_however_much_comes_and_goes() -> anyhow::Result<()> {
     // Half of a long soak, so that what is kept has come to its end in both halves; less of a short one.
     let first = if length / 2 >= KEPT { length / 2 } else { length / 3 };
     let mut traffic = Traffic::start(RATE)?;
+    // Not what the client asked before there was anybody to answer.
+    let start = traffic.report()?;
     let begun = Instant::now();
     let (mut rounds, mut names) = (0, BTreeSet::new());
     while rounds < 2 || begun.elapsed() < first {
         round(&mut traffic, rounds, &mut names)?;
-        nothing_failed(&traffic, rounds)?;
+        nothing_failed(&traffic, &start, rounds)?;
         rounds += 1;
         // What is killed is not there at the end; so this comes first.
         if begun.elapsed() < first / 2 {
@@ -119,21 +121,21 @@ fn nothing_grows_however_much_comes_and_goes() -> anyhow::Result<()> {
     let second = Instant::now();
     while second.elapsed() < length - first {
         round(&mut traffic, rounds, &mut names)?;
-        nothing_failed(&traffic, rounds)?;
+        nothing_failed(&traffic, &start, rounds)?;
         rounds += 1;
     }
     let now = at_rest(&traffic, rounds)?;
     ensure!(before.keys().filter(|key| now.contains_key(key)).count() >= 8, "what was there is gone");
     let kept = if first >= KEPT { 0 } else { names.len() as u64 };
     flat(&traffic, &before, kept)?;
-    let report = traffic.report()?;
+    let report = traffic.report()?.since(&start);
     eprintln!("{} HTTP requests and {} gRPC calls were answered", report.http.answered, report.grpc.answered);
     report.nothing_failed()
 }
 
 /// Says so at once, while what has happened can still be read.
-fn nothing_failed(traffic: &Traffic, round: usize) -> anyhow::Result<()> {
-    traffic.report()?.nothing_failed().with_context(|| format!("after round {round}\n{}", traffic.state()))
+fn nothing_failed(traffic: &Traffic, start: &Report, round: usize) -> anyhow::Result<()> {
+    traffic.report()?.since(start).nothing_failed().with_context(|| format!("after round {round}\n{}", traffic.state()))
 }
 
 /// Stops the requests and looks.

@@ -58,14 +58,7 @@ impl Two {
 /// A connection that ends without an answer.
 #[track_caller]
 fn fails(pod: &Pod, addr: SocketAddr) {
-    let mut stream = pod.connect(addr).unwrap();
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    // The proxy may close before or after it reads the request.
-    let _ = stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n");
-    let mut answer = Vec::new();
-    if let Err(error) = stream.read_to_end(&mut answer) {
-        assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "it hangs");
-    }
+    let answer = pod.say(addr, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n");
     assert_eq!(answer, b"");
 }
 

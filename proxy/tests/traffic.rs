@@ -5,7 +5,7 @@ mod support;
 
 use std::{
     convert::Infallible,
-    io::{Read as _, Write as _},
+    io::Write as _,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     os::fd::{AsRawFd as _, OwnedFd},
     sync::{
@@ -28,7 +28,7 @@ use nix::sys::{
     socket::{AddressFamily, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt},
     time::TimeVal,
 };
-use support::{DEADLINE, Mesh, Netns, Proxy, app, eventually, policies, proxy::metric, read};
+use support::{DEADLINE, Mesh, Netns, Proxy, app, eventually, policies, read};
 
 type Body = BoxBody<Bytes, Infallible>;
 
@@ -244,11 +244,7 @@ fn loops_are_refused() {
     let endpoint = policies::meshed(mesh.server.addr(4143), &mesh.server.identity, Some(4143));
     mesh.control.set_outbound(back, through(endpoint));
     let refused = |pod: &support::Pod, addr: SocketAddr| {
-        let mut stream = pod.connect(addr).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        let _ = stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer);
+        let answer = pod.say(addr, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
         let answer = String::from_utf8_lossy(&answer);
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 502"), "{addr}: {answer}");
     };

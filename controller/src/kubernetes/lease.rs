@@ -38,11 +38,15 @@ struct Election {
     renewed: Option<Instant>,
 }
 
-/// Takes part until the drain, and tells whether we lead.
-pub fn elect(api: Api, options: Options, drain: Drain) -> watch::Receiver<bool> {
+/// What tells whether we lead, and what takes part in the election until the drain.
+pub fn elect(
+    api: Api,
+    options: Options,
+    drain: Drain,
+) -> (watch::Receiver<bool>, impl Future<Output = ()> + Send + 'static) {
     let (leading, told) = watch::channel(false);
     let mut election = Election { api, options, leading, seen: None, renewed: None };
-    tokio::spawn(async move {
+    let part = async move {
         let pause = election.options.duration / 5;
         loop {
             election.round().await;
@@ -52,8 +56,8 @@ pub fn elect(api: Api, options: Options, drain: Drain) -> watch::Receiver<bool> 
             }
         }
         election.release().await;
-    });
-    told
+    };
+    (told, part)
 }
 
 impl Election {

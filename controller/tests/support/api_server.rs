@@ -214,6 +214,39 @@ impl ApiServer {
         self.world().requests.iter().filter(|request| request.starts_with(start)).count()
     }
 
+    /// Checks that all requests so far are among what an installation allows this component.
+    pub fn assert_allowed(&self, component: &str) {
+        let rules: Value = serde_yaml_ng::from_str(include_str!("../../src/kubernetes_rbac.yml")).unwrap();
+        let rules = &rules[component];
+        let requests = self.world().requests.clone();
+        for request in requests.iter().filter(|request| !request.contains("/version")) {
+            let (method, uri) = request.split_once(' ').unwrap();
+            let asked = parse(uri.split('?').next().unwrap()).unwrap();
+            let (api_version, resource) = asked.collection.rsplit_once('/').unwrap();
+            let group = api_version.split_once('/').map_or("", |(group, _)| group);
+            let verb = match (method, &asked.name) {
+                ("GET", None) if uri.contains("watch=true") => "watch",
+                ("GET", None) => "list",
+                ("GET", Some(_)) => "get",
+                ("POST", _) => "create",
+                ("PUT", _) => "update",
+                ("PATCH", _) => "patch",
+                other => panic!("{other:?}"),
+            };
+            let has = |rule: &Value, key: &str, value: &str| rule[key].as_array().unwrap().iter().any(|v| v == value);
+            let allows = |rule: &Value| {
+                has(rule, "apiGroups", group)
+                    && has(rule, "resources", resource)
+                    && has(rule, "verbs", verb)
+                    && (rule["resourceNames"].is_null()
+                        || has(rule, "resourceNames", asked.name.as_deref().unwrap_or("")))
+            };
+            let lists: &[&str] = if asked.namespace == "weft" { &["cluster", "namespace"] } else { &["cluster"] };
+            let allowed = lists.iter().any(|list| rules[list].as_array().unwrap().iter().any(allows));
+            assert!(allowed, "{component} may not {verb} {group}/{resource}: {request}");
+        }
+    }
+
     fn wake(&self) {
         self.changed.send_modify(|n| *n += 1);
     }

@@ -478,6 +478,11 @@ fn child_list<'a>(spec: &'a mut Map<String, Value>, key: &str) -> Option<&'a mut
     child.as_array_mut()
 }
 
+/// Whether this is a Go duration, such as `1m30s`.
+pub(crate) fn is_duration(text: &str) -> bool {
+    settings::go_duration(text).is_ok()
+}
+
 /// The value of [`ANNOTATION_TRUST_ROOT`] for these anchors.
 pub fn trust_root_sha256(pem: &str) -> String {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, pem.trim().as_bytes());

@@ -288,7 +288,7 @@ fn quantity(text: &str) -> Result<f64, String> {
 }
 
 /// A Go duration (`1m30s`, `100ms`) as whole milliseconds, the one form that a proxy understands.
-fn go_duration(text: &str) -> Result<String, String> {
+pub(super) fn go_duration(text: &str) -> Result<String, String> {
     let wrong = || "is not a duration such as 100ms, 10s or 1m30s".to_owned();
     if text == "0" {
         return Ok("0ms".into());

@@ -1,7 +1,7 @@
 //! Pods on a bridge, each a network namespace with a proxy and its redirection, as on the one-machine cluster.
 
 use std::{
-    io,
+    io::{self, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
 };
 
@@ -34,6 +34,22 @@ impl Pod {
     /// An application's connection, redirected through the proxy if there is one.
     pub fn connect(&self, addr: SocketAddr) -> io::Result<TcpStream> {
         self.ns.connect(addr)
+    }
+
+    /// What comes back when this is sent, until the connection ends. A proxy that refuses may reset it at any time, also
+    /// before `connect` has returned.
+    #[track_caller]
+    pub fn say(&self, addr: SocketAddr, octets: &[u8]) -> Vec<u8> {
+        let mut answer = Vec::new();
+        let result = self.connect(addr).and_then(|mut stream| {
+            stream.set_read_timeout(Some(super::DEADLINE))?;
+            let _ = stream.write_all(octets);
+            stream.read_to_end(&mut answer)
+        });
+        if let Err(error) = result {
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{addr}: {error}");
+        }
+        answer
     }
 
     /// The proxy, of a meshed pod.

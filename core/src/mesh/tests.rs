@@ -1,0 +1,228 @@
+use super::*;
+use serde_json::json;
+
+fn check(api_version: &str, kind: &str, spec: Value) -> Checked {
+    let metadata = json!({ "namespace": "shop", "name": "web.shop.svc.cluster.local" });
+    validate(&json!({ "apiVersion": api_version, "kind": kind, "metadata": metadata, "spec": spec }))
+}
+
+/// One that is good, and changes that each make it bad in this field.
+fn cases(api_version: &str, kind: &str, good: &Value, bad: &[(&str, Value, &str)]) {
+    assert_eq!(check(api_version, kind, good.clone()), Ok(()), "{kind}");
+    for (pointer, value, field) in bad {
+        let mut spec = good.clone();
+        let (parent, key) = pointer.rsplit_once('/').unwrap();
+        spec.pointer_mut(parent).unwrap()[key] = value.clone();
+        let error = check(api_version, kind, spec).expect_err(&format!("{kind} {pointer} {value}"));
+        assert_eq!(error.field, *field, "{kind} {pointer} {value}: {error}");
+    }
+}
+
+const POLICY: &str = "policy.linkerd.io/v1beta3";
+
+#[test]
+fn servers() {
+    let good = json!({ "podSelector": {}, "port": 80, "proxyProtocol": "HTTP/1", "accessPolicy": "deny" });
+    cases(
+        POLICY,
+        "Server",
+        &good,
+        &[
+            ("/podSelector", Value::Null, "spec"),
+            ("/externalWorkloadSelector", json!({}), "spec"),
+            ("/port", json!(0), "spec.port"),
+            ("/port", json!(70_000), "spec.port"),
+            ("/port", json!("80"), "spec.port"),
+            ("/port", Value::Null, "spec.port"),
+            ("/proxyProtocol", json!("HTTP"), "spec.proxyProtocol"),
+            ("/accessPolicy", json!("allow"), "spec.accessPolicy"),
+        ],
+    );
+    assert!(check(POLICY, "Server", json!({ "podSelector": {}, "port": "http-2" })).is_ok());
+    assert!(check(POLICY, "Server", json!(5)).is_err());
+}
+
+#[test]
+fn authorizations() {
+    let good = json!({
+        "server": { "name": "web" },
+        "client": { "networks": [{ "cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"] }], "meshTLS": { "identities": ["*.shop"] } },
+    });
+    cases(
+        "policy.linkerd.io/v1beta1",
+        "ServerAuthorization",
+        &good,
+        &[
+            ("/server/selector", json!({}), "spec.server"),
+            ("/client/unauthenticated", json!(true), "spec.client"),
+            ("/client/meshTLS", Value::Null, "spec.client"),
+            ("/client/meshTLS/identities", json!(["a..b"]), "spec.client.meshTLS.identities[0]"),
+            ("/client/meshTLS/serviceAccounts", json!([{ "name": "a" }]), "spec.client.meshTLS"),
+            ("/client/networks", json!([{ "cidr": "10.0.0.0/33" }]), "spec.client.networks[0].cidr"),
+            (
+                "/client/networks",
+                json!([{ "cidr": "10.0.0.0/8", "except": ["11.0.0.0/8"] }]),
+                "spec.client.networks[0].except[0]",
+            ),
+        ],
+    );
+    let reference = |kind: &str| json!({ "group": "policy.linkerd.io", "kind": kind, "name": "a" });
+    let good = json!({
+        "targetRef": reference("Server"),
+        "requiredAuthenticationRefs": [reference("MeshTLSAuthentication"), reference("NetworkAuthentication")],
+    });
+    cases(
+        "policy.linkerd.io/v1alpha1",
+        "AuthorizationPolicy",
+        &good,
+        &[
+            ("/targetRef/kind", json!("Deployment"), "spec.targetRef"),
+            ("/targetRef/name", json!(""), "spec.targetRef.name"),
+            ("/requiredAuthenticationRefs", json!([reference("Server")]), "spec.requiredAuthenticationRefs[0]"),
+            (
+                "/requiredAuthenticationRefs",
+                json!([reference("MeshTLSAuthentication"), { "kind": "ServiceAccount", "name": "b" }]),
+                "spec.requiredAuthenticationRefs[1]",
+            ),
+        ],
+    );
+    cases(
+        "policy.linkerd.io/v1alpha1",
+        "MeshTLSAuthentication",
+        &json!({ "identities": ["*", "spiffe://a/b"], "identityRefs": [{ "kind": "Namespace", "name": "a" }] }),
+        &[
+            ("/identities", json!(["*.*"]), "spec.identities[0]"),
+            ("/identityRefs", json!([{ "kind": "Pod", "name": "a" }]), "spec.identityRefs[0]"),
+        ],
+    );
+    assert_eq!(check(POLICY, "MeshTLSAuthentication", json!({})).unwrap_err().field, "spec");
+    let good = json!({ "networks": [{ "cidr": "10.0.0.1" }] });
+    cases(POLICY, "NetworkAuthentication", &good, &[("/networks", json!([]), "spec.networks")]);
+}
+
+#[test]
+fn limits_and_egress() {
+    let server = json!({ "group": "policy.linkerd.io", "kind": "Server", "name": "a" });
+    let good = json!({ "targetRef": server, "total": { "requestsPerSecond": 10 } });
+    cases(
+        POLICY,
+        "HTTPLocalRateLimitPolicy",
+        &good,
+        &[
+            ("/total", Value::Null, "spec"),
+            ("/total/requestsPerSecond", json!(0), "spec.total.requestsPerSecond"),
+            ("/overrides", json!([{ "requestsPerSecond": 1, "clientRefs": [] }]), "spec.overrides[0].clientRefs"),
+        ],
+    );
+    cases(
+        POLICY,
+        "EgressNetwork",
+        &json!({ "trafficPolicy": "Allow" }),
+        &[("/trafficPolicy", json!("Maybe"), "spec.trafficPolicy")],
+    );
+}
+
+#[test]
+fn routes() {
+    let good = json!({
+        "parentRefs": [{ "kind": "Service", "name": "web", "port": 80 }],
+        "rules": [{
+            "matches": [{ "path": { "type": "RegularExpression", "value": "/a.*" }, "method": "GET" }],
+            "filters": [{ "type": "RequestRedirect", "requestRedirect": { "statusCode": 302 } }],
+            "backendRefs": [{ "name": "web", "port": 80, "weight": 1 }],
+            "timeouts": { "request": "1h30m" },
+        }],
+    });
+    let bad = [
+        ("/parentRefs/0/name", json!(""), "spec.parentRefs[0].name"),
+        ("/parentRefs/0/port", json!(0), "spec.parentRefs[0].port"),
+        ("/rules/0/matches/0/path/value", json!("("), "spec.rules[0].matches[0].path.value"),
+        ("/rules/0/matches/0/path", json!({ "value": "a" }), "spec.rules[0].matches[0].path.value"),
+        ("/rules/0/matches/0/method", json!("get"), "spec.rules[0].matches[0].method"),
+        ("/rules/0/matches/0/headers", json!([{ "value": "a" }]), "spec.rules[0].matches[0].headers[0].name"),
+        ("/rules/0/filters/0/type", json!("RequestMirror"), "spec.rules[0].filters[0].type"),
+        (
+            "/rules/0/filters/0/requestRedirect/statusCode",
+            json!(200),
+            "spec.rules[0].filters[0].requestRedirect.statusCode",
+        ),
+        ("/rules/0/backendRefs", json!([{ "name": "a" }]), "spec.rules[0].backendRefs[0].port"),
+        ("/rules/0/timeouts/request", json!("1d"), "spec.rules[0].timeouts.request"),
+        ("/rules/0/timeouts/request", json!(""), "spec.rules[0].timeouts.request"),
+        ("/rules", json!({}), "spec.rules"),
+    ];
+    // A path of a list cannot be set by name: these go to the parent.
+    let bad: Vec<_> = bad.into_iter().filter(|(pointer, ..)| !pointer.ends_with(char::is_numeric)).collect();
+    cases("policy.linkerd.io/v1beta3", "HTTPRoute", &good, &bad);
+    cases("gateway.networking.k8s.io/v1", "HTTPRoute", &good, &[]);
+    let good = json!({ "rules": [{ "matches": [{ "method": { "service": "a.B" } }] }] });
+    let bad = [("/rules/0/matches/0/method", json!({}), "spec.rules[0].matches[0].method")];
+    cases("gateway.networking.k8s.io/v1", "GRPCRoute", &good, &bad);
+}
+
+#[test]
+fn profiles_and_splits() {
+    let good = json!({
+        "routes": [{
+            "name": "GET /",
+            "condition": { "all": [{ "method": "GET" }, { "not": { "pathRegex": "/x/[^/]*" } }] },
+            "timeout": "1m30s",
+            "responseClasses": [{ "condition": { "status": { "min": 500, "max": 599 } }, "isFailure": true }],
+        }],
+        "retryBudget": { "retryRatio": 0.2, "minRetriesPerSecond": 10, "ttl": "10s" },
+    });
+    cases(
+        "linkerd.io/v1alpha2",
+        "ServiceProfile",
+        &good,
+        &[
+            ("/routes/0/name", json!(""), "spec.routes[0].name"),
+            ("/routes/0/condition", json!({}), "spec.routes[0].condition"),
+            ("/routes/0/condition", json!({ "pathRegex": "[" }), "spec.routes[0].condition.pathRegex"),
+            ("/routes/0/timeout", json!("5"), "spec.routes[0].timeout"),
+            (
+                "/routes/0/responseClasses",
+                json!([{ "condition": { "status": { "min": 600 } } }]),
+                "spec.routes[0].responseClasses[0].condition.status.min",
+            ),
+            (
+                "/routes/0/responseClasses",
+                json!([{ "condition": { "status": { "min": 300, "max": 200 } } }]),
+                "spec.routes[0].responseClasses[0].condition.status",
+            ),
+            ("/retryBudget/ttl", Value::Null, "spec.retryBudget.ttl"),
+            ("/retryBudget/retryRatio", json!(-1), "spec.retryBudget.retryRatio"),
+        ],
+    );
+    let short = json!({ "apiVersion": "linkerd.io/v1alpha2", "kind": "ServiceProfile", "metadata": { "name": "web" } });
+    assert_eq!(validate(&short).unwrap_err().field, "metadata.name");
+    let mut deep = json!({ "method": "GET" });
+    for _ in 0..100 {
+        deep = json!({ "not": deep });
+    }
+    assert!(
+        check("linkerd.io/v1alpha2", "ServiceProfile", json!({ "routes": [{ "name": "a", "condition": deep }] }))
+            .is_err()
+    );
+
+    let good = json!({ "service": "web", "backends": [{ "service": "a", "weight": "500m" }, { "service": "b", "weight": 0 }] });
+    cases(
+        "split.smi-spec.io/v1alpha1",
+        "TrafficSplit",
+        &good,
+        &[
+            ("/service", json!(""), "spec.service"),
+            ("/backends", json!([]), "spec.backends"),
+            ("/backends", json!([{ "service": "a", "weight": 0 }]), "spec.backends"),
+            ("/backends", json!([{ "service": "a", "weight": -1 }]), "spec.backends[0].weight"),
+            ("/backends", json!([{ "service": "a", "weight": "x" }]), "spec.backends[0].weight"),
+        ],
+    );
+}
+
+#[test]
+fn what_is_no_mesh_resource_is_passed_over() {
+    for value in [Value::Null, json!([]), json!({ "apiVersion": "v1", "kind": "Server" }), json!({ "kind": 5 })] {
+        assert_eq!(validate(&value), Ok(()));
+    }
+}
