@@ -8,7 +8,7 @@ set -euo pipefail
 # A stamp says that a step is done, for this recipe: when the recipe changes, so does its name.
 stamp=$base/built-$(cat "$recipe"/{build.sh,discovery-v1.sh,pause.c} | sha256sum | cut -c1-16)
 [ -e "$stamp" ] && exit 0
-[ "$(uname -m)" = x86_64 ] || fail "the recipe is for x86_64; set KUBECONFIG to use another cluster"
+[ "$(uname -m)" = x86_64 ] || fail "the recipe is for x86_64; set WEFT_TEST_KUBECONFIG to use another cluster"
 for program in apt-get dpkg python3 cc patch openssl unshare; do
   command -v "$program" >/dev/null || fail "$program is missing; run scripts/setup.sh kubernetes"
 done
@@ -27,7 +27,7 @@ mkdir -p "$base"/apt/{lists,cache/archives}/partial "$base"/{packages,source,whe
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 mirror=$(awk '/^URIs:/ { print $2; exit } /^deb / { for (i = 2; i < NF; i++) if ($i ~ /^http/) { print $i; exit } }' \
   /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null || true)
-[ -n "$mirror" ] && [ -e "$keyring" ] || fail "no mirror of Debian is configured; set KUBECONFIG to use another cluster"
+[ -n "$mirror" ] && [ -e "$keyring" ] || fail "no mirror of Debian is configured; set WEFT_TEST_KUBECONFIG to use another cluster"
 printf '%s [signed-by=%s] %s bookworm main\n' deb "$keyring" "$mirror" deb-src "$keyring" "$mirror" >"$base/apt/sources.list"
 apt=(apt-get -qq -o "Dir::Etc::SourceList=$base/apt/sources.list" -o Dir::Etc::SourceParts=/dev/null
   -o "Dir::State::Lists=$base/apt/lists" -o "Dir::Cache=$base/apt/cache" -o APT::Sandbox::User=root

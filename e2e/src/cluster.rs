@@ -112,7 +112,7 @@ fn collect(stream: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Str
 /// The `weft` command for a run directory.
 pub fn weft(run_dir: &Path) -> Command {
     let mut command = Command::new(binaries().join("weft"));
-    command.env("WEFT_RUN_DIR", run_dir);
+    command.env("WEFT_RUN_DIR", run_dir).env_remove("KUBECONFIG");
     command
 }
 

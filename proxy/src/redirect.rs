@@ -3,6 +3,11 @@
 //! What is redirected, in the order of Linkerd's own init container: inbound, every port but the ignored ones and every
 //! source but the ignored networks; outbound, everything but what the proxy's own user sends, what stays on loopback,
 //! and the ignored ports. UDP is never touched.
+//!
+//! The rules are written as text, for people and tests, and as messages to the kernel, so that no program is needed that
+//! reads the text: an image has nothing but weft's own.
+
+mod netlink;
 
 use std::fmt::{self, Write as _};
 
@@ -66,45 +71,68 @@ pub struct Redirect {
     pub ipv6: bool,
 }
 
+/// What a rule looks for; none is every packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Match {
+    Ipv6,
+    Tcp,
+    Ports(Vec<PortRange>),
+    Sources(Vec<IpNet>),
+    User(u32),
+    Group(u32),
+    Loopback,
+}
+
+/// What becomes of what a rule has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Return,
+    Redirect(u16),
+}
+
+type Rule = (Match, Verdict);
+
 impl Redirect {
-    /// The ruleset for `nft -f -`: one transaction that replaces what an earlier run made.
-    pub fn ruleset(&self) -> String {
-        let mut inbound = vec![self.family()];
+    /// The rules of both chains, by the hooks that they are at.
+    fn chains(&self) -> [(&'static str, Vec<Rule>); 2] {
+        let family = (!self.ipv6).then_some((Match::Ipv6, Verdict::Return));
+        let mut inbound: Vec<Rule> = family.iter().cloned().collect();
         if !self.inbound_ignore.is_empty() {
-            inbound.push(format!("tcp dport {} return", set(&self.inbound_ignore)));
+            inbound.push((Match::Ports(self.inbound_ignore.clone()), Verdict::Return));
         }
-        let v4: Vec<_> = self.ignore_subnets.iter().filter(|n| matches!(n, IpNet::V4(_))).map(IpNet::trunc).collect();
-        let v6: Vec<_> = self.ignore_subnets.iter().filter(|n| matches!(n, IpNet::V6(_))).map(IpNet::trunc).collect();
-        for (family, subnets) in [("ip", v4), ("ip6", v6)] {
+        let of =
+            |v4: bool| self.ignore_subnets.iter().filter(move |n| matches!(n, IpNet::V4(_)) == v4).map(IpNet::trunc);
+        for subnets in [of(true).collect::<Vec<_>>(), of(false).collect()] {
             if !subnets.is_empty() {
-                inbound.push(format!("{family} saddr {} return", set(&subnets)));
+                inbound.push((Match::Sources(subnets), Verdict::Return));
             }
         }
-        inbound.push(match self.inbound_only.as_slice() {
-            [] => format!("meta l4proto tcp redirect to :{}", self.inbound_port),
-            only => format!("tcp dport {} redirect to :{}", set(only), self.inbound_port),
-        });
+        let found = match self.inbound_only.as_slice() {
+            [] => Match::Tcp,
+            only => Match::Ports(only.to_vec()),
+        };
+        inbound.push((found, Verdict::Redirect(self.inbound_port)));
 
-        let mut outbound = vec![self.family()];
-        if let Some(uid) = self.proxy_uid {
-            outbound.push(format!("meta skuid {uid} return"));
-        }
-        if let Some(gid) = self.proxy_gid {
-            outbound.push(format!("meta skgid {gid} return"));
-        }
-        outbound.push("oifname \"lo\" return".to_owned());
+        let mut outbound: Vec<Rule> = family.into_iter().collect();
+        outbound.extend(self.proxy_uid.map(|uid| (Match::User(uid), Verdict::Return)));
+        outbound.extend(self.proxy_gid.map(|gid| (Match::Group(gid), Verdict::Return)));
+        outbound.push((Match::Loopback, Verdict::Return));
         if !self.outbound_ignore.is_empty() {
-            outbound.push(format!("tcp dport {} return", set(&self.outbound_ignore)));
+            outbound.push((Match::Ports(self.outbound_ignore.clone()), Verdict::Return));
         }
-        outbound.push(format!("meta l4proto tcp redirect to :{}", self.outbound_port));
+        outbound.push((Match::Tcp, Verdict::Redirect(self.outbound_port)));
+        [("prerouting", inbound), ("output", outbound)]
+    }
 
+    /// The ruleset as `nft -f -` would take it: one transaction that replaces what an earlier run made.
+    pub fn ruleset(&self) -> String {
         // Declaring the table first makes the deletion valid when there is none yet.
         let mut out = format!("table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n");
-        for (hook, rules) in [("prerouting", inbound), ("output", outbound)] {
+        for (hook, rules) in self.chains() {
             let _ = writeln!(out, "\tchain {hook} {{");
             let _ = writeln!(out, "\t\ttype nat hook {hook} priority {PRIORITY}; policy accept;");
-            for rule in rules.iter().filter(|r| !r.is_empty()) {
-                let _ = writeln!(out, "\t\t{rule}");
+            for (found, verdict) in &rules {
+                let _ = writeln!(out, "\t\t{found} {verdict}");
             }
             let _ = writeln!(out, "\t}}");
         }
@@ -112,8 +140,38 @@ impl Redirect {
         out
     }
 
-    fn family(&self) -> String {
-        if self.ipv6 { String::new() } else { "meta nfproto ipv6 return".to_owned() }
+    /// Puts the rules into force in the network namespace of this thread, in one transaction.
+    ///
+    /// # Errors
+    /// What the kernel says: most often that this process may not change them.
+    pub fn apply(&self) -> std::io::Result<()> {
+        netlink::replace(&self.chains())
+    }
+}
+
+impl fmt::Display for Match {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Match::Ipv6 => f.write_str("meta nfproto ipv6"),
+            Match::Tcp => f.write_str("meta l4proto tcp"),
+            Match::Ports(ports) => write!(f, "tcp dport {}", set(ports)),
+            Match::Sources(networks) => {
+                let family = if matches!(networks.first(), Some(IpNet::V6(_))) { "ip6" } else { "ip" };
+                write!(f, "{family} saddr {}", set(networks))
+            }
+            Match::User(uid) => write!(f, "meta skuid {uid}"),
+            Match::Group(gid) => write!(f, "meta skgid {gid}"),
+            Match::Loopback => f.write_str("oifname \"lo\""),
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Verdict::Return => f.write_str("return"),
+            Verdict::Redirect(port) => write!(f, "redirect to :{port}"),
+        }
     }
 }
 

@@ -216,7 +216,7 @@ impl ApiServer {
 
     /// Checks that all requests so far are among what an installation allows this component.
     pub fn assert_allowed(&self, component: &str) {
-        let rules: Value = serde_yaml_ng::from_str(include_str!("../../src/kubernetes_rbac.yml")).unwrap();
+        let rules: Value = serde_yaml_ng::from_str(include_str!("../../../charts/weft/rbac.yml")).unwrap();
         let rules = &rules[component];
         let requests = self.world().requests.clone();
         for request in requests.iter().filter(|request| !request.contains("/version")) {

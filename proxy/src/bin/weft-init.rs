@@ -1,12 +1,8 @@
 //! weft-init: redirects a pod's TCP traffic through its proxy. Runs once, in the pod's network namespace, with NET_ADMIN.
 
-use std::{
-    io::Write as _,
-    path::PathBuf,
-    process::{Command, ExitCode, Stdio},
-};
+use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Parser;
 use ipnet::IpNet;
 use weft_proxy::redirect::{PortRange, Redirect};
@@ -73,7 +69,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> anyhow::Result<()> {
-    let ruleset = Redirect {
+    let redirect = Redirect {
         inbound_port: args.incoming_proxy_port,
         outbound_port: args.outgoing_proxy_port,
         proxy_uid: args.proxy_uid,
@@ -83,10 +79,9 @@ fn run(args: Args) -> anyhow::Result<()> {
         outbound_ignore: args.outbound_ports_to_ignore,
         ignore_subnets: args.subnets_to_ignore,
         ipv6: args.ipv6,
-    }
-    .ruleset();
+    };
     if args.simulate {
-        print!("{ruleset}");
+        print!("{}", redirect.ruleset());
         return Ok(());
     }
     if let Some(path) = &args.netns {
@@ -94,28 +89,10 @@ fn run(args: Args) -> anyhow::Result<()> {
         nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)
             .with_context(|| format!("cannot enter {}", path.display()))?;
     }
-    apply(&ruleset)?;
+    redirect.apply().context("the kernel refuses the rules (nf_tables, with NET_ADMIN)")?;
     if args.timeout_close_wait_secs > 0 {
         std::fs::write(CLOSE_WAIT, args.timeout_close_wait_secs.to_string())
             .with_context(|| format!("cannot set {CLOSE_WAIT}"))?;
-    }
-    Ok(())
-}
-
-fn apply(ruleset: &str) -> anyhow::Result<()> {
-    let mut nft = Command::new("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("cannot run nft; is nftables installed?")?;
-    if let Some(mut stdin) = nft.stdin.take() {
-        // When nft has given up already, its message says more than a broken pipe.
-        let _ = stdin.write_all(ruleset.as_bytes());
-    }
-    let output = nft.wait_with_output().context("cannot wait for nft")?;
-    if !output.status.success() {
-        bail!("nft refuses the rules ({}): {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
 }
