@@ -5,6 +5,7 @@
 
 mod cluster;
 mod demo;
+mod interop;
 mod packets;
 mod processes;
 mod report;
@@ -14,6 +15,7 @@ mod user;
 
 pub use cluster::{Cluster, Foreground, PROGRAMS, Ran, binaries, manifest, run, weft};
 pub use demo::demo;
+pub use interop::Interop;
 pub use packets::{Capture, Packet};
 pub use processes::{Process, Usage};
 pub use report::{Account, REPORT_PORT, Report};

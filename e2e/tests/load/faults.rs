@@ -123,7 +123,7 @@ fn only_what_was_begun(traffic: &Traffic, seen: &Report) -> anyhow::Result<()> {
 fn killed_proxy(traffic: &mut Traffic) -> anyhow::Result<()> {
     let pod = first(traffic)?;
     let seen = traffic.during("a proxy killed", |traffic| {
-        traffic.process(&pod, "weft-proxy")?.kill()?;
+        traffic.proxy(&pod)?.kill()?;
         every_replica_answers(traffic)?;
         traffic.settled()
     })?;
