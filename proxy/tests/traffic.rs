@@ -28,7 +28,7 @@ use nix::sys::{
     socket::{AddressFamily, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt},
     time::TimeVal,
 };
-use support::{DEADLINE, Mesh, Netns, Proxy, app, eventually, policies, proxy::metric, read};
+use support::{DEADLINE, Mesh, Netns, Proxy, app, eventually, policies, read};
 
 type Body = BoxBody<Bytes, Infallible>;
 
