@@ -104,7 +104,7 @@ impl Interop {
             if has {
                 exchange(spec, &self.proxy)?;
             }
-            if server && self.side != "servers" {
+            if server {
                 linger(spec)?;
             }
         }
@@ -139,8 +139,8 @@ fn exchange(spec: &mut Value, proxy: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lets applications serve for a while after their pods were taken out of their services. A request that linkerd2-proxy has
-/// given to an endpoint fails when nobody serves it there any more; ours goes to another one.
+/// Lets applications serve for a while after their pods were taken out of their services. A request that is on its way to an
+/// endpoint fails when nobody serves it there any more; only between two of our proxies it goes to another one.
 fn linger(spec: &mut Value) -> anyhow::Result<()> {
     for container in spec["containers"].as_array_mut().context("no containers")? {
         if container["name"] != CONTAINER {

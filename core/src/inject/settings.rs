@@ -33,6 +33,8 @@ pub(super) struct Settings {
     pub no_outbound_detect_timeout: bool,
     pub shutdown_endpoint: bool,
     pub shutdown_grace: Option<String>,
+    /// Containers behind the proxy start when it is ready.
+    pub awaited: bool,
     pub cores: u32,
     /// `requests` and `limits`, or nothing.
     pub resources: Map<String, Value>,
@@ -80,13 +82,13 @@ impl<'a> Annotations<'a> {
         Ok(port.unwrap_or(default))
     }
 
-    fn flag(&self, name: &str) -> Result<bool, Fault> {
+    fn flag(&self, name: &str, default: bool) -> Result<bool, Fault> {
         let flag = self.parsed(name, |v| match v {
             "true" | "enabled" => Ok(true),
             "false" | "disabled" => Ok(false),
             _ => Err("is neither enabled nor disabled".to_owned()),
         })?;
-        Ok(flag.unwrap_or(false))
+        Ok(flag.unwrap_or(default))
     }
 
     fn one_of(&self, name: &str, allowed: &[&str], default: &str) -> Result<String, Fault> {
@@ -118,6 +120,7 @@ impl Settings {
             Err::<(), _>("is not supported; use config.linkerd.io/default-inbound-policy: all-authenticated".to_owned())
         })?;
         let component = template.pointer("/metadata/labels").and_then(|l| l.get(names::LABEL_COMPONENT));
+        let component = component.and_then(Value::as_str);
         Ok(Settings {
             image: a.text("proxy-image", &config.proxy_image),
             version: a.text("proxy-version", &config.proxy_version),
@@ -162,14 +165,16 @@ impl Settings {
             outbound_connect_timeout: a.duration("proxy-outbound-connect-timeout", "1000ms")?,
             inbound_discovery_idle: a.duration("proxy-inbound-discovery-cache-unused-timeout", "90s")?,
             outbound_discovery_idle: a.duration("proxy-outbound-discovery-cache-unused-timeout", "5s")?,
-            no_inbound_detect_timeout: a.flag("proxy-disable-inbound-protocol-detect-timeout")?,
-            no_outbound_detect_timeout: a.flag("proxy-disable-outbound-protocol-detect-timeout")?,
-            shutdown_endpoint: a.flag("proxy-admin-shutdown")?,
+            no_inbound_detect_timeout: a.flag("proxy-disable-inbound-protocol-detect-timeout", false)?,
+            no_outbound_detect_timeout: a.flag("proxy-disable-outbound-protocol-detect-timeout", false)?,
+            shutdown_endpoint: a.flag("proxy-admin-shutdown", false)?,
+            // A proxy that asks a component in its own pod would wait for what waits for it.
+            awaited: a.flag("proxy-await", true)? && !matches!(component, Some("identity" | "destination")),
             shutdown_grace: a.parsed("shutdown-grace-period", go_duration)?,
             cores: cpu.map_or(1, |cpu| cpu.ceil().clamp(1.0, 1024.0) as u32),
             resources,
             additional_env: a.parsed("proxy-additional-env", environment)?.unwrap_or_default(),
-            component: component.and_then(Value::as_str).map(str::to_owned),
+            component: component.map(str::to_owned),
             capabilities: containers_of(template, "containers")
                 .next()
                 .and_then(|c| c.pointer("/securityContext/capabilities"))
