@@ -16,7 +16,12 @@ impl Weft {
     fn command(&self, line: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
         command.args(line.split(' ').filter(|a| !a.is_empty()));
-        command.env("WEFT_RUN_DIR", self.run_dir.path()).env("HOME", self.run_dir.path()).env_remove("KUBECONFIG").env_remove("LINKERD_NAMESPACE").stdin(Stdio::null());
+        command
+            .env("WEFT_RUN_DIR", self.run_dir.path())
+            .env("HOME", self.run_dir.path())
+            .env_remove("KUBECONFIG")
+            .env_remove("LINKERD_NAMESPACE")
+            .stdin(Stdio::null());
         command
     }
 

@@ -235,6 +235,8 @@ fn deployment(config: &ControlPlaneConfig, component: &Component) -> Value {
                         "livenessProbe": {
                             "httpGet": { "path": "/live", "port": "admin-http" },
                             "initialDelaySeconds": 10,
+                            // A busy machine is no reason to restart what all others need.
+                            "timeoutSeconds": 10,
                         },
                         "readinessProbe": {
                             "httpGet": { "path": "/ready", "port": "admin-http" },

@@ -245,6 +245,18 @@ fn pod_spec(spec: &PodSpec, path: &str, claims: &[PersistentVolumeClaim]) -> Res
         }
         self::container(container, &path, &volumes)?;
     }
+    let mut taken = BTreeSet::new();
+    for (at, container) in spec.containers.iter().enumerate() {
+        for (port_at, declared) in container.ports.iter().flatten().enumerate() {
+            let Some(number) = declared.host_port else { continue };
+            let field = format!("{path}.containers[{at}].ports[{port_at}].hostPort");
+            port(number, &field)?;
+            let protocol = declared.protocol.as_deref().unwrap_or("TCP");
+            if !taken.insert((number, protocol, declared.host_ip.as_deref())) {
+                return fault(field, format!("there is already a hostPort {number}"));
+            }
+        }
+    }
     Ok(())
 }
 

@@ -105,6 +105,10 @@ fn every_error_names_file_document_and_field() {
             "spec.template.spec.containers[0].volumeMounts[0].name: the pod has no volume \"a\"",
         ),
         (
+            container("ports: [{containerPort: 1, hostPort: 80}, {containerPort: 2, hostPort: 80}]"),
+            "spec.template.spec.containers[0].ports[1].hostPort: there is already a hostPort 80",
+        ),
+        (
             deployment("{name: web}\n      - {name: web}"),
             "spec.template.spec.containers[1].name: there is already a container \"web\"",
         ),

@@ -5,6 +5,7 @@
 
 mod cluster;
 mod demo;
+mod interop;
 mod kubernetes;
 mod packets;
 mod processes;
@@ -15,6 +16,7 @@ mod user;
 
 pub use cluster::{Cluster, Foreground, PROGRAMS, Ran, binaries, manifest, run, weft};
 pub use demo::demo;
+pub use interop::Interop;
 pub use kubernetes::{Kubernetes, kubernetes_dir};
 pub use packets::{Capture, Packet};
 pub use processes::{Process, Usage};

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, path::PathBuf, process::Command, time::Inst
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
-use crate::{Account, Cluster, Process, REPORT_PORT, Report, manifest, run, wait_for};
+use crate::{Account, Cluster, Interop, Process, REPORT_PORT, Report, manifest, run, wait_for};
 
 /// The namespace of both.
 pub const NAMESPACE: &str = "load";
@@ -35,7 +35,7 @@ impl Traffic {
         let files = tempfile::tempdir()?;
         let file = files.path().join("load.yml");
         fs::write(&file, &text)?;
-        let cluster = Cluster::up(&["-f".as_ref(), file.as_os_str()])?;
+        let cluster = Cluster::up_with(&[&file])?;
         let traffic = Self { cluster, text, replicas: 3, generation: 0, files };
         traffic.more(100)?;
         Ok(traffic)
@@ -70,7 +70,7 @@ impl Traffic {
         let text = set(&text, "value: \"0\"", &format!("value: \"{}\"", self.generation))?;
         let file = self.file("load.yml");
         fs::write(&file, text)?;
-        self.cluster.weft(&["apply".as_ref(), "-f".as_ref(), file.as_os_str()])?.success()?;
+        self.cluster.apply(&[&file])?;
         self.settled()
     }
 
@@ -233,6 +233,15 @@ impl Traffic {
         let url = format!("http://127.0.0.1:8080/delay/{milliseconds}");
         let command = ["curl", "-sS", "-f", "-m", "60", "-X", "PUT", &url];
         self.cluster.exec(NAMESPACE, pod, &command)?.success().map(drop)
+    }
+
+    /// The process of the proxy in a replica's pod.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub fn proxy(&self, pod: &str) -> anyhow::Result<Process> {
+        self.process(pod, &Interop::program_of("echo")?)
     }
 
     /// A process of a replica's pod: the one that runs this program.

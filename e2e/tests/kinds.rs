@@ -26,6 +26,8 @@ fn main() -> ExitCode {
         ("a_meshed_job_completes", a_meshed_job_completes),
         ("pods_are_reached_by_name_through_the_mesh", pods_are_reached_by_name_through_the_mesh),
         ("a_service_reaches_itself", a_service_reaches_itself),
+        ("the_first_request_of_a_job_is_answered", the_first_request_of_a_job_is_answered),
+        ("a_tcp_probe_asks_the_application_not_its_proxy", a_tcp_probe_asks_the_application_not_its_proxy),
         ("what_cannot_be_reached_is_explained", what_cannot_be_reached_is_explained),
         ("stat_and_edges_show_every_kind", stat_and_edges_show_every_kind),
         ("a_name_leads_to_its_new_pod", a_name_leads_to_its_new_pod),
@@ -131,6 +133,63 @@ fn a_service_reaches_itself(cluster: &Cluster) -> anyhow::Result<()> {
         ensure!(status == "200", "{status} {body}");
         answered.insert(body);
         ensure!(answered == BTreeSet::from(["db-0".to_owned(), "db-1".to_owned()]), "{answered:?}");
+        Ok(())
+    })
+}
+
+fn apply(cluster: &Cluster, text: &str) -> anyhow::Result<()> {
+    let file = cluster.run_dir().with_file_name("more.yml");
+    std::fs::write(&file, text)?;
+    cluster.weft(&["apply".as_ref(), "-f".as_ref(), file.as_os_str()])?.success().map(drop)
+}
+
+/// It asks once, and nobody gives it a second chance: its proxy must be ready before it starts.
+fn the_first_request_of_a_job_is_answered(cluster: &Cluster) -> anyhow::Result<()> {
+    apply(
+        cluster,
+        "apiVersion: batch/v1\nkind: Job\nmetadata: {name: first, namespace: kinds}\nspec:\n  backoffLimit: 0\n  template:\n    spec:\n      \
+         restartPolicy: Never\n      containers: [{name: main, image: x, command: [curl, -fsS, -m, '60', 'http://front/']}]\n",
+    )?;
+    let conditions = wait_for("the job has ended", || {
+        let job = cluster.object("jobs", NAMESPACE, "first")?;
+        let conditions = job["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        ensure!(conditions.iter().any(|c| c["type"] == "Complete" || c["type"] == "Failed"), "{}", job["status"]);
+        Ok(conditions)
+    })?;
+    ensure!(conditions.iter().any(|c| c["type"] == "Complete"), "{conditions:?}");
+    let pods = cluster.pods(NAMESPACE)?;
+    let pod = pods.iter().find(|pod| pod["metadata"]["labels"]["job-name"] == "first").context("no pod")?;
+    ensure!(pod["spec"]["containers"].as_array().is_some_and(|list| list.len() == 2), "it is not meshed: {pod}");
+    Ok(())
+}
+
+/// The proxy accepts every connection, also when nobody listens behind it.
+fn a_tcp_probe_asks_the_application_not_its_proxy(cluster: &Cluster) -> anyhow::Result<()> {
+    apply(
+        cluster,
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: late, namespace: kinds}\nspec:\n  terminationGracePeriodSeconds: 1\n  containers:\n    - name: main\n      \
+         image: x\n      command: [sh, -c, 'until test -e /go; do sleep 0.1; done; exec /usr/bin/python3 -m http.server 9000']\n      \
+         ports: [{containerPort: 9000}]\n      readinessProbe: {tcpSocket: {port: 9000}, periodSeconds: 1, failureThreshold: 1}\n",
+    )?;
+    let late = || {
+        let pods = cluster.pods(NAMESPACE)?;
+        pods.into_iter().find(|pod| pod["metadata"]["name"] == "late").context("no pod")
+    };
+    let ready = |pod: &Value| {
+        let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.into_iter().find(|c| c["type"] == "Ready").unwrap_or_default()
+    };
+    wait_for("the probe says that nobody listens", || {
+        let pod = late()?;
+        let condition = ready(&pod);
+        let message = condition["message"].as_str().unwrap_or_default();
+        ensure!(message.contains("readiness probe: connect to 10.244.") && message.contains(":9000: "), "{pod}");
+        Ok(())
+    })?;
+    cluster.exec(NAMESPACE, "late", &["touch", "/go"])?.success()?;
+    wait_for("the probe says that somebody listens", || {
+        let pod = late()?;
+        ensure!(ready(&pod)["status"] == "True", "{pod}");
         Ok(())
     })
 }

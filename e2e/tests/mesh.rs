@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, ensure};
 use libtest_mimic::{Arguments, Trial};
 use serde_json::Value;
-use weft_e2e::{Capture, Cluster, Process, manifest, wait_for};
+use weft_e2e::{Capture, Cluster, Interop, Process, manifest, wait_for};
 
 type Test = fn(&Cluster) -> anyhow::Result<()>;
 
@@ -62,8 +62,7 @@ fn main() -> ExitCode {
 fn start() -> anyhow::Result<Cluster> {
     let demo = manifest("demo/emojivoto.yml");
     let unmeshed = manifest("e2e/manifests/unmeshed.yml");
-    let files = ["-f".as_ref(), demo.as_os_str(), "-f".as_ref(), unmeshed.as_os_str()];
-    Cluster::up(&files)
+    Cluster::up_with(&[demo, unmeshed])
 }
 
 /// What helps to understand a failure.
@@ -350,7 +349,8 @@ fn only_this_restarts(
 /// The proxy in the pod of this process.
 fn proxy_beside(cluster: &Cluster, application: &Process) -> anyhow::Result<Process> {
     let network = application.network()?;
-    let beside = |process: &Process| process.program() == "weft-proxy" && process.network().is_ok_and(|n| n == network);
+    let program = Interop::program_of("web")?;
+    let beside = |process: &Process| process.program() == program && process.network().is_ok_and(|n| n == network);
     cluster.processes().into_iter().find(beside).context("no proxy beside it")
 }
 

@@ -2,11 +2,11 @@
 //! requests flow all the time. At the end, at rest, no process that was there before uses more than it did earlier.
 //!
 //! `SOAK_MINUTES` says how long; `make soak` takes half an hour. Some things are kept for a time on purpose: the series of a
-//! pod that is gone for ten minutes by proxies, what it did for a quarter of an hour by the metrics component. A soak of
-//! half an hour sees the end of that. A shorter one allows for it, by the number of pods that have come.
+//! pod that is gone for ten minutes by proxies, what it did for a quarter of an hour by the metrics component. That is
+//! allowed for by the number of pods that have come in the time before each look.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     env,
     time::{Duration, Instant},
 };
@@ -48,7 +48,8 @@ fn usages(traffic: &Traffic) -> Usages {
     usages
 }
 
-/// Waits until everything that was there before uses about as much as then, but for what it keeps of `pods` on purpose.
+/// Waits until everything that was there before uses about as much as then, but for what it keeps of so many more `pods` on
+/// purpose.
 fn flat(traffic: &Traffic, before: &Usages, pods: u64) -> anyhow::Result<()> {
     wait_for("everything uses as much as before", || {
         let now = usages(traffic);
@@ -60,7 +61,7 @@ fn flat(traffic: &Traffic, before: &Usages, pods: u64) -> anyhow::Result<()> {
                 _ => 0,
             };
             let most = before.anonymous * MEMORY_PERCENT / 100 + MEMORY_MORE_KIB + kept * pods;
-            ensure!(now.anonymous <= most, "memory of {key:?}: {before:?}, now {now:?}, {pods} pods came");
+            ensure!(now.anonymous <= most, "memory of {key:?}: {before:?}, now {now:?}, {pods} more pods are kept");
             let most = before.descriptors + DESCRIPTORS_MORE;
             ensure!(now.descriptors <= most, "descriptors of {key:?}: {before:?}, now {now:?}");
             ensure!(now.threads <= before.threads, "threads of {key:?}: {before:?}, now {now:?}");
@@ -69,14 +70,27 @@ fn flat(traffic: &Traffic, before: &Usages, pods: u64) -> anyhow::Result<()> {
     })
 }
 
-/// Everything that may happen to a cluster, once. Adds the names of all replicas that came to `names`.
-fn round(traffic: &mut Traffic, number: usize, names: &mut BTreeSet<String>) -> anyhow::Result<()> {
+/// The replicas that have come, and when each was seen last.
+type Pods = BTreeMap<String, Instant>;
+
+/// How many of them may be remembered on purpose.
+fn kept(pods: &Pods) -> u64 {
+    pods.values().filter(|seen| seen.elapsed() < KEPT).count() as u64
+}
+
+fn note(traffic: &Traffic, pods: &mut Pods) -> anyhow::Result<()> {
+    pods.extend(traffic.names()?.into_iter().map(|name| (name, Instant::now())));
+    Ok(())
+}
+
+/// Everything that may happen to a cluster, once.
+fn round(traffic: &mut Traffic, number: usize, pods: &mut Pods) -> anyhow::Result<()> {
     traffic.scale(if number.is_multiple_of(2) { 4 } else { 2 })?;
-    names.extend(traffic.names()?);
+    note(traffic, pods)?;
     traffic.drain(traffic.names()?.first().context("no replica")?)?;
-    names.extend(traffic.names()?);
+    note(traffic, pods)?;
     traffic.replace()?;
-    names.extend(traffic.names()?);
+    note(traffic, pods)?;
     // Clients that come with many connections, say little, and go without a word.
     for url in ["http://echo/", "http://echo:81/"] {
         let protocol = if url.ends_with("81/") { "" } else { "--h1" };
@@ -91,15 +105,15 @@ fn round(traffic: &mut Traffic, number: usize, names: &mut BTreeSet<String>) -> 
 fn nothing_grows_however_much_comes_and_goes() -> anyhow::Result<()> {
     let minutes = env::var("SOAK_MINUTES").map_or(Ok(MINUTES), |text| text.parse()).context("SOAK_MINUTES")?;
     let length = Duration::from_secs(minutes * 60);
-    // Half of a long soak, so that what is kept has come to its end in both halves; less of a short one.
+    // Most of the time is for the part that is judged, but what is kept should be as much at both looks, if it can.
     let first = if length / 2 >= KEPT { length / 2 } else { length / 3 };
     let mut traffic = Traffic::start(RATE)?;
     // Not what the client asked before there was anybody to answer.
     let start = traffic.report()?;
     let begun = Instant::now();
-    let (mut rounds, mut names) = (0, BTreeSet::new());
+    let (mut rounds, mut pods) = (0, Pods::new());
     while rounds < 2 || begun.elapsed() < first {
-        round(&mut traffic, rounds, &mut names)?;
+        round(&mut traffic, rounds, &mut pods)?;
         nothing_failed(&traffic, &start, rounds)?;
         rounds += 1;
         // What is killed is not there at the end; so this comes first.
@@ -116,18 +130,19 @@ fn nothing_grows_however_much_comes_and_goes() -> anyhow::Result<()> {
         }
     }
     let before = at_rest(&traffic, rounds)?;
-    names.clear();
+    let kept_before = kept(&pods);
     traffic.resume()?;
     let second = Instant::now();
     while second.elapsed() < length - first {
-        round(&mut traffic, rounds, &mut names)?;
+        round(&mut traffic, rounds, &mut pods)?;
         nothing_failed(&traffic, &start, rounds)?;
         rounds += 1;
     }
     let now = at_rest(&traffic, rounds)?;
     ensure!(before.keys().filter(|key| now.contains_key(key)).count() >= 8, "what was there is gone");
-    let kept = if first >= KEPT { 0 } else { names.len() as u64 };
-    flat(&traffic, &before, kept)?;
+    let kept_now = kept(&pods);
+    eprintln!("{kept_before} pods were kept then, {kept_now} now, of {}", pods.len());
+    flat(&traffic, &before, kept_now.saturating_sub(kept_before))?;
     let report = traffic.report()?.since(&start);
     eprintln!("{} HTTP requests and {} gRPC calls were answered", report.http.answered, report.grpc.answered);
     report.nothing_failed()

@@ -8,6 +8,7 @@ use crate::node;
 use crate::proto::Readiness;
 use crate::rundir::RunDir;
 use crate::{Error, args, table};
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -51,6 +52,10 @@ pub async fn up_with(args: args::Up, options: Options) -> Result<ExitCode, Error
         Some(run) => run,
         None => RunDir::from_env()?,
     };
+    let mut ports = BTreeSet::new();
+    if let Some(twice) = args.publish.iter().find(|publish| !ports.insert(publish.host_port)) {
+        return Err(Error::new(format!("--publish: port {} is given twice", twice.host_port)));
+    }
     // Everything that can be wrong with the files is known before anything starts.
     let documents = manifests::read(&args.files)?;
     let programs = std::env::current_exe().context("cannot find this program")?;
@@ -76,7 +81,7 @@ pub async fn up_with(args: args::Up, options: Options) -> Result<ExitCode, Error
         let client = Client::at(run.clone()).await?;
         let result = bring_up(&client, documents, &args.publish, options.control_plane, timeout).await;
         if let Err(e) = result {
-            shut_down(&run, &client).await?;
+            shut_down(&run).await?;
             return Err(e);
         }
         announce(&args, true);
@@ -234,15 +239,16 @@ pub async fn down_at(run: &RunDir) -> Result<ExitCode, Error> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let client = Client::at(run.clone()).await?;
-    shut_down(run, &client).await?;
+    shut_down(run).await?;
     eprintln!("stopped the cluster");
     Ok(ExitCode::SUCCESS)
 }
 
-async fn shut_down(run: &RunDir, client: &Client) -> Result<(), Error> {
-    // It may have ended this very moment.
-    let told = client.shut_down().await;
+/// Tells the cluster to end and waits until it has. One that holds its directory but does not listen is just beginning, and
+/// is told as soon as it does, or just ending, which is what is wanted.
+async fn shut_down(run: &RunDir) -> Result<(), Error> {
+    let tell = async || Client::at(run.clone()).await?.shut_down().await;
+    let mut told = tell().await;
     let deadline = Instant::now() + Duration::from_secs(30);
     while run.is_held() {
         if Instant::now() > deadline {
@@ -250,6 +256,9 @@ async fn shut_down(run: &RunDir, client: &Client) -> Result<(), Error> {
             return Err(Error::new(format!("the cluster in {} does not end", run.path().display())));
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
+        if told.is_err() {
+            told = tell().await;
+        }
     }
     run.remove_stale().map(drop)
 }

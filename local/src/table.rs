@@ -46,6 +46,9 @@ fn status(pod: &Pod) -> String {
     if pod.metadata.deletion_timestamp.is_some() {
         return "Terminating".into();
     }
+    if let Some(reason) = &status.reason {
+        return reason.clone();
+    }
     let phase = status.phase.clone().unwrap_or_else(|| "Pending".into());
     let word = |c: &ContainerStatus| {
         let state = c.state.as_ref()?;

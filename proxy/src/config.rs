@@ -13,6 +13,8 @@ use rustls::pki_types::CertificateDer;
 
 mod parse;
 
+pub(crate) use parse::duration;
+
 /// Exit status of a proxy whose environment is wrong (`EX_USAGE`).
 pub const EXIT_USAGE: u8 = 64;
 

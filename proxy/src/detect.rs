@@ -4,6 +4,9 @@
 //! silent for [`SILENCE`], the server is connected to; whoever speaks first decides. No port list is needed for that, and
 //! nobody waits for the detection timeout. Where a server has spoken first, it is connected to at once the next time
 //! ([`Speakers`]); if the client speaks first after all, that decides as ever.
+//!
+//! A server of HTTP/2 sends its settings to whoever connects. That decides nothing: the client, which is slow, has yet to
+//! say whether it speaks TLS.
 
 use std::{
     cell::RefCell,
@@ -18,7 +21,7 @@ use std::{
 
 use tokio::time::{sleep, timeout};
 use weft_wire::{
-    detect::{ClientHello, Detected, client_hello, detect},
+    detect::{ClientHello, Detected, client_hello, detect, is_http2_server},
     transport_header::TransportHeader,
 };
 
@@ -168,6 +171,7 @@ async fn look<T>(
     let mut seen = Vec::new();
     let mut server: Option<TcpUpstream> = None;
     let mut dialling: Option<Dialling<'_>> = None;
+    let mut heard = false;
     let mut race = race;
     let give_up = async {
         match limit {
@@ -202,8 +206,10 @@ async fn look<T>(
                 dialling = None;
                 server = dialled.ok();
             }
-            () = speaks(&server), if server.is_some() => {
+            said = speaks(&server), if server.is_some() && !heard => {
+                heard = true;
                 match server.take() {
+                    Some(http2) if said == Said::Settings => server = Some(http2),
                     Some(server) if seen.is_empty() => break Seen::Server(server),
                     // The client has begun to speak: what the server says comes after that.
                     _ => {}
@@ -236,13 +242,24 @@ async fn read_some(io: &Io, seen: &mut Vec<u8>) -> io::Result<usize> {
     .await
 }
 
+/// What a server has said first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Said {
+    /// What HTTP/2 servers say to everybody.
+    Settings,
+    /// Something else, or it has ended.
+    Other,
+}
+
 /// Waits until the server has said something, or has ended.
-async fn speaks(server: &Option<TcpUpstream>) {
+async fn speaks(server: &Option<TcpUpstream>) -> Said {
     let Some(io) = server.as_ref().and_then(TcpUpstream::io) else { return pending().await };
     let mut said = Vec::new();
     // An error or an end shows again when the relay reads.
     let _ = read_some(io, &mut said).await;
+    let settings = is_http2_server(&said);
     io.unread(&said);
+    if settings { Said::Settings } else { Said::Other }
 }
 
 /// Reads the transport header at the front of a connection.

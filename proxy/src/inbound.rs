@@ -189,6 +189,8 @@ async fn carry(worker: &Rc<Worker>, io: &Rc<Io>, original: SocketAddr) -> Result
                         .await
                         .map_err(|_| refused("tls", "TLS handshake timed out"))?
                         .map_err(|e| refused("tls", format!("TLS handshake: {e}")))?;
+                    // A proxy that was slow must not find the race begun at once the next time.
+                    plain.iter().for_each(|target| worker.speakers.note(target.addr, "mesh", Instant::now()));
                     let id = io.with_tls(|t| t.peer_certificates().and_then(<[_]>::first).and_then(peer_identity));
                     (Secured::Mesh(id.flatten().map(Arc::from)), None)
                 }

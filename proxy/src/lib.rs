@@ -36,9 +36,11 @@ mod tcp;
 mod tests;
 mod timer;
 mod upstream;
+mod waiting;
 mod worker;
 
 pub use start::start;
+pub use waiting::wait_until_ready;
 
 /// What a data thread is given.
 #[derive(Clone)]

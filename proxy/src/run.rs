@@ -57,6 +57,10 @@ pub async fn run(ctx: Context) -> anyhow::Result<()> {
     run_with(ctx, listeners, net::original_dst).await
 }
 
+/// How long proxies that are clients have to leave by themselves when this one drains, as the control plane tells them. Some,
+/// linkerd2-proxy among them, fail requests that were about to go out when GOAWAY comes.
+const PROXIES_LEAVE: Duration = Duration::from_secs(5);
+
 /// Every connection through the proxy takes two files; the usual soft limit of 1024 is for programs that use `select`.
 fn raise_file_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -93,9 +97,13 @@ pub async fn run_with(mut ctx: Context, listeners: Listeners, original: Original
     // Nobody drains when the proxy is embedded in a test.
     let _ = drain.wait_for(|phase| *phase >= Phase::Draining).await;
     // New connections are still served: the application may need some to finish its own work.
-    worker.drain_fronts();
-    let _ = drain.wait_for(|phase| *phase >= Phase::Ending).await;
-    worker.drain_fronts();
+    worker.drain_fronts(|router| !router.carries_others());
+    let ending = drain.wait_for(|phase| *phase >= Phase::Ending);
+    if tokio::time::timeout(PROXIES_LEAVE, ending).await.is_err() {
+        worker.drain_fronts(|_| true);
+        let _ = drain.wait_for(|phase| *phase >= Phase::Ending).await;
+    }
+    worker.drain_fronts(|_| true);
     worker.drained().await;
     Ok(())
 }

@@ -20,7 +20,7 @@ use crate::{
     config::{Http2Config, ProxySide},
     detect::Speakers,
     drain::Phase,
-    http::{Conn, Exchange, slow_interval},
+    http::{Conn, Exchange, Router, slow_interval},
     inbound,
     memory::Memory,
     metrics::Direction,
@@ -278,11 +278,13 @@ impl Worker {
         self.fronts.borrow_mut().try_remove(key);
     }
 
-    /// Tells all clients' HTTP connections to end after their present requests.
-    pub fn drain_fronts(&self) {
+    /// Tells the clients' HTTP connections that are meant to end after their present requests.
+    pub fn drain_fronts(&self, meant: impl Fn(&dyn Router) -> bool) {
         let conns: Vec<_> = self.fronts.borrow().iter().filter_map(|(_, c)| c.upgrade()).collect();
         for conn in conns {
-            conn.drain();
+            if conn.router().is_none_or(|router| meant(&**router)) {
+                conn.drain();
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 mod support;
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::Arc,
     time::Duration,
@@ -206,6 +206,50 @@ fn outcomes_are_counted_and_servers_that_speak_first_are_heard() {
     counted(&mut mesh.client, name, "read_timeout", 1.0);
     stream.write_all(b"?").unwrap();
     expect(&mut stream, "!");
+}
+
+/// Sends the settings of an HTTP/2 server to everybody, and nothing else.
+fn http2_server(listener: TcpListener) {
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            std::thread::spawn(move || {
+                let _ = stream.write_all(b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64");
+                let mut octets = [0; 100];
+                while let Ok(1..) = read(&mut stream, &mut octets) {}
+            });
+        }
+    });
+}
+
+/// Servers of gRPC send their settings to whoever connects. A proxy that is slow to begin TLS got them in the clear, and
+/// could not connect any more: the server was taken for one that speaks first.
+#[test]
+fn an_http2_server_does_not_speak_before_a_client_that_is_slow_to_begin_tls() {
+    let mut mesh = Mesh::with(None, Some(&|b| b.env("INBOUND_DETECT_TIMEOUT", "1h")));
+    mesh.control.set_inbound(9005, Ok(server_for(600_000)));
+    http2_server(mesh.server.listen(9005));
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(mesh.control.root()).unwrap();
+    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let config = Arc::new(config);
+    for n in 1..=3 {
+        let mut stream = mesh.client.connect(mesh.server.addr(9005)).unwrap();
+        let application = ["direction=\"inbound\"", "peer=\"dst\""];
+        mesh.server.proxy().wait_metric("tcp_open_total", &application, |opened| opened >= f64::from(n));
+        stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        let silence = stream.peek(&mut [0]).unwrap_err();
+        assert!(matches!(silence.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{silence}");
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let name = mesh.server.identity.clone().try_into().unwrap();
+        let mut client = rustls::ClientConnection::new(config.clone(), name).unwrap();
+        while client.is_handshaking() {
+            client.complete_io(&mut stream).unwrap();
+        }
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod support;
 use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
+    time::{Duration, Instant},
 };
 
 use nix::sys::signal::Signal;
@@ -184,6 +185,40 @@ fn http2_clients_are_told_twice_by_goaway() {
     }
     assert!(answered);
     assert_eq!(last.as_deref(), Some(&3_u32.to_be_bytes()[..]));
+}
+
+/// GOAWAY makes linkerd2-proxy fail the requests that it is about to send. It leaves by itself when it hears from the
+/// control plane, so it is told only when it does not.
+#[test]
+fn proxies_are_given_time_to_leave_before_goaway() {
+    // How long they have, less what a busy machine may need.
+    const SOON: Duration = Duration::from_secs(3);
+    let connections = |mesh: &mut Mesh| {
+        let labels = ["direction=\"outbound\"", "peer=\"dst\"", "tls=\"true\""];
+        mesh.client.proxy().wait_metric("tcp_open_total", &labels, |n| n >= 1.0)
+    };
+    for _ in 0..10 {
+        let mut mesh = mesh();
+        let _web = app::web(mesh.server.listen(mesh.app_port), "server");
+        let get = |mesh: &Mesh| assert_eq!(app::get(&mesh.client, mesh.vip, "/"), (200, "server".to_owned()));
+        get(&mesh);
+        let begun = Instant::now();
+        mesh.server.proxy().signal(Signal::SIGTERM);
+        mesh.server.proxy().wait_log("draining");
+        (0..50).for_each(|_| get(&mesh));
+        let seen = connections(&mut mesh);
+        if begun.elapsed() > SOON {
+            continue;
+        }
+        assert!(seen == 1.0, "{seen} connections: the first one was ended");
+        // In the end it is told.
+        eventually("the connection is ended", || {
+            get(&mesh);
+            (connections(&mut mesh) > 1.0).then_some(())
+        });
+        return;
+    }
+    panic!("this machine is too slow to see it");
 }
 
 #[test]

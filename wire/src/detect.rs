@@ -45,6 +45,14 @@ pub const REQUEST_LINE_LIMIT: usize = 8192;
 /// The client's first octets of HTTP/2 (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// True when `bytes`, the first octets that a server says, are those of an HTTP/2 server: a SETTINGS frame, which it sends
+/// without waiting for the client. The client speaks first all the same.
+pub fn is_http2_server(bytes: &[u8]) -> bool {
+    const SETTINGS: u8 = 4;
+    // Three octets of length, type, flags, and the stream, which is none. A setting has six octets, and there are few.
+    matches!(bytes, [0, 0, length, SETTINGS, 0, 0, 0, 0, 0, ..] if length % 6 == 0)
+}
+
 /// Says what `bytes`, the first octets of a connection, are.
 pub fn detect(bytes: &[u8]) -> Detected {
     if bytes.starts_with(PREFACE) {

@@ -5,7 +5,9 @@ mod tls_support;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed};
 use tls_support::{Authority, End, Ours, SERVER};
-use weft_wire::detect::{CLIENT_HELLO_LIMIT, ClientHello, Detected, REQUEST_LINE_LIMIT, client_hello, detect};
+use weft_wire::detect::{
+    CLIENT_HELLO_LIMIT, ClientHello, Detected, REQUEST_LINE_LIMIT, client_hello, detect, is_http2_server,
+};
 use weft_wire::transport_header::ALPN;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -219,5 +221,24 @@ proptest! {
         wire.truncate(cut % (wire.len() + 1));
         client_hello(&wire);
         detect(&wire);
+    }
+}
+
+#[test]
+fn the_settings_of_an_http2_server_are_known() {
+    let mut server = weft_wire::h2::Connection::server(&weft_wire::Limits::default());
+    assert!(is_http2_server(server.output()));
+    assert!(is_http2_server(b"\0\0\0\x04\0\0\0\0\0"));
+    for other in [
+        &b""[..],
+        b"\0\0\x06\x04\0\0\0\0",
+        b"220 mail ESMTP\r\n",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"\x4a\0\0\0\x0a8.0.36\0",
+        b"\0\0\x07\x04\0\0\0\0\0",
+        b"\0\0\x06\x04\x01\0\0\0\0",
+        b"\0\0\x06\x04\0\0\0\0\x01",
+    ] {
+        assert!(!is_http2_server(other), "{other:?}");
     }
 }

@@ -52,6 +52,14 @@ pub(super) fn proxy(settings: &Settings, config: &InjectConfig) -> Value {
             "timeoutSeconds": 1,
         }),
     );
+    // The first container's hook holds up all others, so that an application has a network from its first line on.
+    if settings.awaited {
+        let port = format!("--port={}", settings.admin_port);
+        put(
+            "lifecycle",
+            json!({ "postStart": { "exec": { "command": ["weft-proxy", "await", "--timeout=2m", port] } } }),
+        );
+    }
     // Asked often: a pod is ready only when its proxy is, and the proxy is ready within a second.
     put(
         "readinessProbe",

@@ -3,7 +3,7 @@
 //! knows what the server has done.
 
 use anyhow::{Context, ensure};
-use weft_e2e::{CLIENT, Report, Traffic, wait_for};
+use weft_e2e::{CLIENT, Interop, Report, Traffic, wait_for};
 
 use crate::Test;
 
@@ -114,7 +114,9 @@ fn narrow_link(traffic: &mut Traffic) -> anyhow::Result<()> {
 
 /// HTTP requests are repeated, calls that were under way are lost, and after that nothing fails.
 fn only_what_was_begun(traffic: &Traffic, seen: &Report) -> anyhow::Result<()> {
-    ensure!(seen.http.failed == 0, "{seen:?}");
+    // Only between two of our proxies is it known what became of a request.
+    let known = !Interop::is_other("load")? && !Interop::is_other("echo")?;
+    ensure!(seen.http.failed <= if known { 0 } else { BEGUN }, "{seen:?}");
     ensure!(seen.grpc.failed <= BEGUN, "{seen:?}");
     let before = traffic.report()?;
     traffic.more(200)?.since(&before).nothing_failed()
@@ -123,7 +125,7 @@ fn only_what_was_begun(traffic: &Traffic, seen: &Report) -> anyhow::Result<()> {
 fn killed_proxy(traffic: &mut Traffic) -> anyhow::Result<()> {
     let pod = first(traffic)?;
     let seen = traffic.during("a proxy killed", |traffic| {
-        traffic.process(&pod, "weft-proxy")?.kill()?;
+        traffic.proxy(&pod)?.kill()?;
         every_replica_answers(traffic)?;
         traffic.settled()
     })?;

@@ -1,7 +1,7 @@
 //! What an operator does every day costs no request.
 
 use anyhow::ensure;
-use weft_e2e::Traffic;
+use weft_e2e::{Interop, Traffic};
 
 use crate::Test;
 
@@ -56,6 +56,11 @@ fn slow_replica(traffic: &mut Traffic) -> anyhow::Result<()> {
     })?;
     eprintln!("the slow replica got {:.1} % of the requests", share * 100.0);
     seen.nothing_failed()?;
-    ensure!(share < SHARE_OF_SLOW, "the slow replica got {:.1} % of the requests", share * 100.0);
+    // How another proxy balances is its own affair.
+    ensure!(
+        share < SHARE_OF_SLOW || Interop::is_other("load")?,
+        "the slow replica got {:.1} % of the requests",
+        share * 100.0
+    );
     Ok(())
 }

@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context, ensure};
 use libtest_mimic::{Arguments, Trial};
 use serde_json::{Map, Value, json};
-use weft_e2e::{Cluster, Samples, binaries, manifest, run};
+use weft_e2e::{Cluster, Interop, Samples, binaries, manifest, run};
 
 type Test = fn(&Cluster) -> anyhow::Result<()>;
 
@@ -53,7 +53,7 @@ fn start() -> anyhow::Result<Cluster> {
     let made = tempfile::tempdir()?;
     let generated = made.path().join("generated.json");
     fs::write(&generated, generated_objects(&directory, made.path())?)?;
-    Cluster::up(&["-f".as_ref(), directory.as_os_str(), "-f".as_ref(), generated.as_os_str()])
+    Cluster::up_with(&[&directory, &generated])
 }
 
 /// The ConfigMap of all the files beside the manifest, and a Secret with a key for SSH.
@@ -146,14 +146,10 @@ impl Port {
         let secured = sent.sum("tcp_open_total", &[&to[..], &[("tls", "true")]].concat());
         ensure!(all > 0.0 && secured == all, "{secured} of {all} connections to {self:?} were secured");
 
-        let service = self.service.to_string();
-        let parent = [("parent_name", self.server), ("parent_port", &service)];
-        let outcomes =
-            sent.0.iter().filter(|s| s.is("outbound_tcp_detect_http_results_total", &parent) && s.value > 0.0);
-        let outcomes: Vec<&str> = outcomes.map(|sample| sample.label("result")).collect();
-        let expected = outcomes.is_empty() == self.detected.is_empty();
-        let expected = expected && outcomes.iter().all(|outcome| self.detected.contains(outcome));
-        ensure!(expected, "detected {outcomes:?} at {self:?}");
+        // Linkerd's proxy waits until detection gives up where a server speaks first, and counts all ports as one.
+        if !Interop::is_other("client")? {
+            self.was_detected(&sent)?;
+        }
 
         let received = Samples::of(cluster, NAMESPACE, &format!("deploy/{}", self.server))?;
         let identity = "client.programs.serviceaccount.identity.weft.cluster.local";
@@ -163,11 +159,27 @@ impl Port {
         ensure!(secured > 0.0, "no connection at {self:?} had the client's identity");
         Ok(())
     }
+
+    fn was_detected(self, sent: &Samples) -> anyhow::Result<()> {
+        let service = self.service.to_string();
+        let parent = [("parent_name", self.server), ("parent_port", &service)];
+        let outcomes =
+            sent.0.iter().filter(|s| s.is("outbound_tcp_detect_http_results_total", &parent) && s.value > 0.0);
+        let outcomes: Vec<&str> = outcomes.map(|sample| sample.label("result")).collect();
+        let expected = outcomes.is_empty() == self.detected.is_empty();
+        let expected = expected && outcomes.iter().all(|outcome| self.detected.contains(outcome));
+        ensure!(expected, "detected {outcomes:?} at {self:?}");
+        Ok(())
+    }
 }
 
 /// Runs last: whatever the tests did, no proxy had to give anything up.
 fn nothing_failed_on_the_way(cluster: &Cluster) -> anyhow::Result<()> {
+    // What another proxy counts as errors is its own affair: Linkerd's counts clients that end with a reset.
     for workload in ["client"].iter().chain(&SERVERS) {
+        if Interop::is_other(workload)? {
+            continue;
+        }
         let samples = Samples::of(cluster, NAMESPACE, &format!("deploy/{workload}"))?;
         for direction in ["inbound", "outbound"] {
             for kind in ["http", "tcp"] {

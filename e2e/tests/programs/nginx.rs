@@ -1,7 +1,7 @@
 //! nginx, with curl and by hand: every version of HTTP, large bodies both ways, ranges, chunks, expectations.
 
 use anyhow::{Context, ensure};
-use weft_e2e::Cluster;
+use weft_e2e::{Cluster, Interop};
 
 use crate::{Port, Test, case, client, server};
 
@@ -108,7 +108,9 @@ fn large_uploads(cluster: &Cluster) -> anyhow::Result<()> {
     ] {
         let url = format!("nginx:{port}/uploads/file");
         let log = client(cluster, &format!("{CURL} -v {url} {what} 2>&1"))?;
-        ensure!(log.contains("< HTTP/1.1 100 Continue") == continues, "{what}: {log}");
+        // Linkerd's proxy says so by itself as a client's, and keeps it to itself as a server's.
+        let ours = !Interop::is_other("client")? && !Interop::is_other("nginx")?;
+        ensure!(!ours || log.contains("< HTTP/1.1 100 Continue") == continues, "{what}: {log}");
         ensure!(log.contains("< HTTP/1.1 201") || log.contains("< HTTP/2 201"), "{what}: {log}");
         let stored = server(cluster, "nginx", "sha256sum </data/uploads/file && rm /data/uploads/file")?;
         ensure!(stored == sum, "{what} was stored as {stored}, not {sum}");
@@ -121,7 +123,8 @@ fn early_refusals(cluster: &Cluster) -> anyhow::Result<()> {
     client(cluster, "head -c 50000000 /dev/zero >/tmp/zeros")?;
     for what in ["-T /tmp/zeros", "-H Expect: -T /tmp/zeros"] {
         let log = client(cluster, &format!("curl -sS -m 300 -v nginx/small/file {what} 2>&1"))?;
-        ensure!(log.contains("< HTTP/1.1 413") && !log.contains("100 Continue"), "{what}: {log}");
+        ensure!(log.contains("< HTTP/1.1 413"), "{what}: {log}");
+        ensure!(Interop::is_other("client")? || !log.contains("100 Continue"), "{what}: {log}");
     }
     // Of curl's versions, not all understand this with HTTP/2.
     let log = client(cluster, "nghttp -n -v -d /tmp/zeros -H ':method: PUT' http://nginx:81/small/file 2>&1")?;
@@ -131,16 +134,22 @@ fn early_refusals(cluster: &Cluster) -> anyhow::Result<()> {
 }
 
 fn many_at_once(cluster: &Cluster) -> anyhow::Result<()> {
+    // nginx ends a connection after its 1000th request, which costs Linkerd's proxy those that it was about to send.
+    let number = if Interop::is_other("nginx")? { 800 } else { 4000 };
     for (option, port) in [("--h1", 80), ("", 81)] {
-        let said = client(cluster, &format!("h2load {option} -n 4000 -c 20 -m 10 http://nginx:{port}/alphabet"))?;
-        ensure!(said.contains("4000 succeeded, 0 failed, 0 errored, 0 timeout"), "{said}");
-        ensure!(said.contains("status codes: 4000 2xx"), "{said}");
+        let said = client(cluster, &format!("h2load {option} -n {number} -c 20 -m 10 http://nginx:{port}/alphabet"))?;
+        ensure!(said.contains(&format!("{number} succeeded, 0 failed, 0 errored, 0 timeout")), "{said}");
+        ensure!(said.contains(&format!("status codes: {number} 2xx")), "{said}");
     }
     Ok(())
 }
 
 fn http1_by_hand(cluster: &Cluster) -> anyhow::Result<()> {
     for name in ["pipelined", "http_1_0", "trailers", "octet_by_octet", "odd_targets"] {
+        // Linkerd's proxy sends HTTP/1 clients no trailers that the response has not announced.
+        if name == "trailers" && Interop::is_other("client")? {
+            continue;
+        }
         case(cluster, "http_client.py", &["nginx", "80", name]).with_context(|| name)?;
     }
     HTTP1.was_secured(cluster)

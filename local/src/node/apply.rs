@@ -4,7 +4,7 @@
 use super::services;
 use super::spec::Programs;
 use super::store::{Store, now};
-use super::workloads::check_cron_job;
+use super::workloads::{check_cron_job, check_pod_failure_policy};
 use crate::Error;
 use crate::proto::{Document, Outcome};
 use k8s_openapi::ByteString;
@@ -274,27 +274,36 @@ fn check(object: &Object, programs: &Programs) -> Result<(), Fault> {
                 let message = "on one machine claims stay when a set is scaled down";
                 return fault("spec.persistentVolumeClaimRetentionPolicy.whenScaled", message);
             }
-            set.spec.template.spec.as_ref().map_or(Ok(()), |s| check_pod(s, "spec.template.spec", programs))
+            check_endless(set.spec.template.spec.as_ref(), programs)
         }
-        Object::DaemonSet(set) => {
-            set.spec.template.spec.as_ref().map_or(Ok(()), |s| check_pod(s, "spec.template.spec", programs))
-        }
+        Object::DaemonSet(set) => check_endless(set.spec.template.spec.as_ref(), programs),
         Object::Pod(pod) => pod.spec.as_ref().map_or(Ok(()), |spec| check_pod(spec, "spec", programs)),
         Object::Service(service) => check_service(service),
         Object::Deployment(deployment) => {
-            deployment.spec.template.spec.as_ref().map_or(Ok(()), |s| check_pod(s, "spec.template.spec", programs))
+            let spec = &deployment.spec;
+            let (deadline, ready) = (spec.progress_deadline_seconds, spec.min_ready_seconds.unwrap_or(0));
+            if deadline.is_some_and(|deadline| deadline <= ready) {
+                return fault("spec.progressDeadlineSeconds", "must be more than minReadySeconds");
+            }
+            check_endless(spec.template.spec.as_ref(), programs)
         }
-        Object::ReplicaSet(set) => {
-            let spec = set.spec.template.as_ref().and_then(|t| t.spec.as_ref());
-            spec.map_or(Ok(()), |s| check_pod(s, "spec.template.spec", programs))
-        }
+        Object::ReplicaSet(set) => check_endless(set.spec.template.as_ref().and_then(|t| t.spec.as_ref()), programs),
         _ => Ok(()),
     }
 }
 
+/// The template of pods that are to run for ever.
+fn check_endless(spec: Option<&PodSpec>, programs: &Programs) -> Result<(), Fault> {
+    let Some(spec) = spec else { return Ok(()) };
+    if spec.active_deadline_seconds.is_some() {
+        let message = "is for Pods and Jobs: the pods of this kind have no end";
+        return Err(("spec.template.spec.activeDeadlineSeconds".into(), message.into()));
+    }
+    check_pod(spec, "spec.template.spec", programs)
+}
+
 fn check_job(spec: &JobSpec, path: &str, programs: &Programs) -> Result<(), Fault> {
     for (field, used) in [
-        ("podFailurePolicy", spec.pod_failure_policy.is_some()),
         ("successPolicy", spec.success_policy.is_some()),
         ("backoffLimitPerIndex", spec.backoff_limit_per_index.is_some()),
         ("maxFailedIndexes", spec.max_failed_indexes.is_some()),
@@ -304,6 +313,7 @@ fn check_job(spec: &JobSpec, path: &str, programs: &Programs) -> Result<(), Faul
             return Err((format!("{path}.{field}"), "does not exist on one machine".to_owned()));
         }
     }
+    check_pod_failure_policy(spec).map_err(|(field, message)| (format!("{path}.{field}"), message))?;
     let template = format!("{path}.template.spec");
     spec.template.spec.as_ref().map_or(Ok(()), |spec| check_pod(spec, &template, programs))
 }
@@ -361,8 +371,9 @@ fn check_container(container: &Container, programs: &Programs) -> Result<(), Fau
         if actions.into_iter().filter(|a| *a).count() != 1 {
             return Err((name.into(), "needs exactly one of exec, httpGet, tcpSocket and grpc".into()));
         }
-        if probe.http_get.as_ref().and_then(|h| h.scheme.as_deref()).is_some_and(|s| s.eq_ignore_ascii_case("HTTPS")) {
-            return Err((format!("{name}.httpGet.scheme"), "HTTPS probes do not work on one machine yet".into()));
+        let scheme = probe.http_get.as_ref().and_then(|h| h.scheme.as_deref());
+        if scheme.is_some_and(|s| !["HTTP", "HTTPS"].contains(&s.to_ascii_uppercase().as_str())) {
+            return Err((format!("{name}.httpGet.scheme"), "is neither HTTP nor HTTPS".into()));
         }
     }
     Ok(())

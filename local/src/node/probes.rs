@@ -1,4 +1,10 @@
 //! Probes and lifecycle hooks: httpGet, tcpSocket, grpc and exec, made from the node to the pod's IP as a kubelet does.
+//!
+//! In a meshed pod that would ask the proxy. It answers for the application where it understands what is asked; where it
+//! does not, in tcpSocket and HTTPS, the question is asked from within the pod, where nothing leads it to the proxy.
+
+mod inside;
+mod tls;
 
 use super::endpoints::resolve_port;
 use super::shared::Shared;
@@ -7,15 +13,19 @@ use hyper::body::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use k8s_openapi::api::core::v1::{HTTPGetAction, Pod, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use weft_core::names::PROXY_CONTAINER;
 
 /// What a probe is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ProbeKind {
+    /// No probe: the hook after the start, made in the same way.
+    PostStart,
     Startup,
     Readiness,
     Liveness,
@@ -103,7 +113,7 @@ async fn check(probe: &Probe, target: &Target) -> Result<(), String> {
         http_get(action, target).await
     } else if let Some(action) = &probe.tcp_socket {
         let host = action.host.as_deref().filter(|h| !h.is_empty());
-        connect(host, &action.port, target).await.map(drop)
+        connect(host, &action.port, true, target).await.map(drop)
     } else if let Some(action) = &probe.grpc {
         grpc(action.port, action.service.as_deref().unwrap_or_default(), target).await
     } else {
@@ -117,17 +127,51 @@ pub(crate) async fn exec(command: &[String], target: &Target) -> Result<(), Stri
     if code == 0 { Ok(()) } else { Err(format!("exit code {code}: {}", output.trim())) }
 }
 
-async fn connect(host: Option<&str>, port: &IntOrString, target: &Target) -> Result<TcpStream, String> {
+/// Connects to a port of the pod, or of another host; the application itself when `past_proxy` is set.
+async fn connect(
+    host: Option<&str>,
+    port: &IntOrString,
+    past_proxy: bool,
+    target: &Target,
+) -> Result<TcpStream, String> {
     let number = resolve_port(&target.pod, port, "TCP").and_then(|p| u16::try_from(p).ok());
     let number = number.ok_or_else(|| format!("no container port is named {port:?}"))?;
+    let connected = match host {
+        Some(host) => TcpStream::connect((host, number)).await,
+        None if past_proxy && is_meshed(&target.pod) => {
+            let holder = target.shared.holder.borrow().clone().ok_or("the pod is not running")?;
+            inside::connect(holder.pid(), (target.ip, number).into()).await
+        }
+        None => TcpStream::connect((target.ip, number)).await,
+    };
     let host = host.map_or_else(|| target.ip.to_string(), str::to_owned);
-    TcpStream::connect((host.as_str(), number)).await.map_err(|e| format!("connect to {host}:{number}: {e}"))
+    connected.map_err(|e| format!("connect to {host}:{number}: {e}"))
+}
+
+/// Whether a proxy stands between the pod's network and its application.
+fn is_meshed(pod: &Pod) -> bool {
+    let spec = pod.spec.iter();
+    let mut containers = spec.flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
+    containers.any(|c| c.name == PROXY_CONTAINER)
 }
 
 /// Gets a page; any status from 200 to 399 is a success.
 pub(crate) async fn http_get(action: &HTTPGetAction, target: &Target) -> Result<(), String> {
-    let stream = connect(action.host.as_deref().filter(|h| !h.is_empty()), &action.port, target).await?;
+    let host = action.host.as_deref().filter(|h| !h.is_empty());
+    let secure = action.scheme.as_deref().is_some_and(|scheme| scheme.eq_ignore_ascii_case("HTTPS"));
+    let stream = connect(host, &action.port, secure, target).await?;
     let peer = stream.peer_addr().map_err(|e| e.to_string())?;
+    if secure {
+        get(action, tls::connect(stream, peer.ip()).await?, peer).await
+    } else {
+        get(action, stream, peer).await
+    }
+}
+
+async fn get<S>(action: &HTTPGetAction, stream: S, peer: SocketAddr) -> Result<(), String>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
     let path = action.path.as_deref().filter(|p| !p.is_empty()).unwrap_or("/");
@@ -153,7 +197,7 @@ pub(crate) async fn http_get(action: &HTTPGetAction, target: &Target) -> Result<
 
 /// Asks `grpc.health.v1.Health/Check`; only SERVING is a success.
 async fn grpc(port: i32, service: &str, target: &Target) -> Result<(), String> {
-    let stream = connect(None, &IntOrString::Int(port), target).await?;
+    let stream = connect(None, &IntOrString::Int(port), false, target).await?;
     let peer = stream.peer_addr().map_err(|e| e.to_string())?;
     let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
         .await

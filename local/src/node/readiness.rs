@@ -8,6 +8,7 @@ use crate::proto::Readiness;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use std::collections::BTreeMap;
 use weft_core::kinds::{Kind, Object};
+use weft_core::names::PROXY_CONTAINER;
 
 /// Lines of a failing container's log that are shown.
 const LOG_LINES: usize = 5;
@@ -25,6 +26,10 @@ impl Node {
             readiness.ready += usize::try_from(ready).unwrap_or(0);
             if !(settled && ready == wanted) {
                 readiness.missing.push(format!("{key}: {ready} of {wanted} pods ready"));
+            }
+            if let Some(why) = stuck(object) {
+                readiness.hopeless = true;
+                readiness.details.push(format!("{key}: {why}"));
             }
         }
         for (key, object) in store.list(Kind::Job, None) {
@@ -72,6 +77,14 @@ impl Node {
         let refused = self.refused.borrow();
         readiness.missing.extend(refused.iter().cloned());
         readiness
+    }
+}
+
+/// Why nobody needs to wait for this workload any longer.
+fn stuck(object: &Object) -> Option<String> {
+    match object {
+        Object::Deployment(deployment) => workloads::stuck(deployment),
+        _ => None,
     }
 }
 
@@ -128,6 +141,11 @@ fn replicas(object: &Object) -> Option<Replicas> {
 /// The container that keeps a pod from being ready, and why.
 pub(super) fn trouble(pod: &Pod) -> Option<(String, String)> {
     let status = pod.status.as_ref()?;
+    if let Some(reason) = &status.reason {
+        let first = pod.spec.iter().flat_map(|s| &s.containers).find(|c| c.name != PROXY_CONTAINER)?;
+        let message = status.message.as_deref().unwrap_or_default();
+        return Some((first.name.clone(), format!("{reason}: {message}")));
+    }
     let all = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
     let statuses: Vec<&ContainerStatus> = all.collect();
     let ended = |c: &ContainerStatus| {

@@ -97,6 +97,12 @@ impl Drop for Task {
     }
 }
 
+/// Whether a container of this name is a native sidecar.
+pub(crate) fn is_sidecar(pod: &Pod, name: &str) -> bool {
+    let init = pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten());
+    init.into_iter().any(|c| c.name == name && c.restart_policy.as_deref() == Some("Always"))
+}
+
 /// A container and what has become of it.
 pub(crate) struct Slot {
     pub(crate) container: Container,
@@ -104,6 +110,8 @@ pub(crate) struct Slot {
     pub(crate) state: State,
     /// The holder's number of the start that lives.
     pub(crate) run: Option<u64>,
+    /// Its postStart hook is still to end, and whatever starts behind it waits for that.
+    pub(crate) hooked: bool,
     pub(crate) started: bool,
     pub(crate) ready: bool,
     pub(crate) unready_because: Option<String>,
@@ -144,6 +152,7 @@ impl Slot {
             role,
             state: State::Waiting { reason: reason.into(), message: None, until: None, misconfigured: false },
             run: None,
+            hooked: false,
             started: false,
             ready: false,
             unready_because: None,
@@ -177,6 +186,12 @@ impl Slot {
     /// Whether it is to be started now.
     pub(crate) fn is_due(&self) -> bool {
         matches!(&self.state, State::Waiting { until, misconfigured: false, .. } if until.is_none_or(|at| at <= Instant::now()))
+    }
+
+    /// Whether those behind it wait: it is on its way, and its postStart hook has not ended. One that has failed holds
+    /// nobody up, as in Kubernetes.
+    pub(crate) fn holds_up_others(&self) -> bool {
+        self.hooked && self.run.is_some()
     }
 
     /// When it is to be started or killed.
@@ -225,6 +240,7 @@ impl Slot {
         self.starts += 1;
         self.run = Some(run);
         self.spec = spec;
+        self.hooked = self.container.lifecycle.as_ref().is_some_and(|l| l.post_start.is_some());
         self.started = false;
         self.ready = false;
         self.killed_because = None;
@@ -245,6 +261,7 @@ impl Slot {
 
     fn forget_run(&mut self) {
         self.run = None;
+        self.hooked = false;
         self.started = false;
         self.ready = false;
         self.kill_at = None;
@@ -311,9 +328,17 @@ impl Slot {
         }
     }
 
-    /// As Kubernetes reports it.
-    pub(crate) fn status(&self, blocked: Option<&str>) -> ContainerStatus {
+    /// As Kubernetes reports it; with what the whole pod waits for, and the container whose postStart hook holds up those
+    /// that have not been started yet.
+    pub(crate) fn status(&self, blocked: Option<&str>, held_by: Option<&str>) -> ContainerStatus {
         let state = match &self.state {
+            State::Waiting { .. } if self.starts == 0 && blocked.is_none() && held_by.is_some() => ContainerState {
+                waiting: Some(ContainerStateWaiting {
+                    reason: Some("PodInitializing".into()),
+                    message: held_by.map(|name| format!("waits for the postStart hook of container {name}")),
+                }),
+                ..Default::default()
+            },
             State::Waiting { reason, message, .. } => ContainerState {
                 waiting: Some(ContainerStateWaiting {
                     reason: Some(reason.clone()),
@@ -385,7 +410,7 @@ mod tests {
         tokio::time::advance(HEALTHY_AFTER).await;
         slot.exited(Terminated::new(1, None, None), "Always", false);
         assert_eq!(pause(&slot), Some(Duration::ZERO));
-        assert_eq!(slot.status(None).restart_count, 9);
+        assert_eq!(slot.status(None, None).restart_count, 9);
     }
 
     #[tokio::test(start_paused = true)]

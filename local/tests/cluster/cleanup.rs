@@ -11,6 +11,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("nothing_is_left_when_weft_up_is_killed", nothing_is_left_when_weft_up_is_killed),
     ("nothing_is_left_when_the_node_is_killed", nothing_is_left_when_the_node_is_killed),
     ("ctrl_c_stops_the_cluster", ctrl_c_stops_the_cluster),
+    ("down_waits_for_a_cluster_that_is_just_ending", down_waits_for_a_cluster_that_is_just_ending),
     ("files_of_every_user_go_with_the_cluster", files_of_every_user_go_with_the_cluster),
 ];
 
@@ -88,6 +89,21 @@ fn nothing_is_left_when_the_node_is_killed() {
         nothing_runs(&cluster);
         assert!(!cluster.run_dir().exists(), "weft up cleans up behind a node that ends ({role})");
     }
+}
+
+/// A cluster that ends, or begins, holds its directory for a moment in which nobody listens.
+fn down_waits_for_a_cluster_that_is_just_ending() {
+    let cluster = Cluster::prepared();
+    let run = weft_local::rundir::RunDir::at(&cluster.run_dir()).unwrap();
+    let lock = run.lock().unwrap();
+    let mut down = cluster.spawn(&["down"]);
+    // It has ended already if it does not wait.
+    #[allow(clippy::disallowed_methods, reason = "nothing is to happen meanwhile")]
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert!(down.try_wait().unwrap().is_none(), "it does not wait");
+    drop(lock);
+    assert!(down.wait().unwrap().success());
+    assert!(!cluster.run_dir().exists());
 }
 
 fn ctrl_c_stops_the_cluster() {

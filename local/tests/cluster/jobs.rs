@@ -9,6 +9,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("a_job_that_fails_is_explained", a_job_that_fails_is_explained),
     ("jobs_end_in_time_and_go_in_time", jobs_end_in_time_and_go_in_time),
     ("every_index_of_a_job_runs", every_index_of_a_job_runs),
+    ("a_job_decides_about_failures_by_their_kind", a_job_decides_about_failures_by_their_kind),
     ("a_cron_job_runs_every_minute", a_cron_job_runs_every_minute),
 ];
 
@@ -108,6 +109,30 @@ fn jobs_end_in_time_and_go_in_time() {
     assert!(!cluster.weft(&["ps"]).ok().contains("later-"));
     cluster.apply(&job("later", "  suspend: false", "Never", "true"));
     wait_for(&cluster, "later", "Complete");
+}
+
+fn a_job_decides_about_failures_by_their_kind() {
+    let rule = |action: &str| {
+        format!(
+            "  backoffLimit: 1\n  podFailurePolicy: {{rules: [{{action: {action}, onExitCodes: {{operator: In, values: [42]}}}}]}}"
+        )
+    };
+    let cluster = Cluster::up(CLIENT);
+    cluster.apply(&(job("fatal", &rule("FailJob"), "Never", "exit 42") + PROXY));
+    let fatal = wait_for(&cluster, "fatal", "Failed");
+    let conditions = fatal["status"]["conditions"].to_string();
+    assert!(
+        conditions.contains("\"PodFailurePolicy\"") && conditions.contains("main ended with exit code 42"),
+        "{fatal:#}"
+    );
+    assert_eq!(fatal["status"]["failed"], 1);
+    // It fails more often than it may, but those do not count.
+    cluster.apply(&job("patient", &rule("Ignore"), "Never", "exit 42"));
+    wait("a third pod has failed", || cluster.weft(&["ps"]).ok().matches("patient-").count() >= 3);
+    assert!(cluster.object("jobs", "patient").is_some_and(|job| !holds(&job, "Failed")));
+    let odd = cluster.file("odd.yaml", &job("odd", &rule("FailIndex"), "Never", "true"));
+    let odd = cluster.weft(&["apply", "-f", &odd]);
+    assert!(odd.code == 1 && odd.stderr.contains("spec.podFailurePolicy.rules[0].action"), "{odd:?}");
 }
 
 fn every_index_of_a_job_runs() {

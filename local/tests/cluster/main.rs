@@ -9,6 +9,7 @@ mod cleanup;
 mod jobs;
 mod lifecycle;
 mod sets;
+mod starting;
 mod support;
 mod workloads;
 
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         .chain(workloads::TESTS)
         .chain(jobs::TESTS)
         .chain(sets::TESTS)
+        .chain(starting::TESTS)
         .chain(lifecycle::TESTS)
         .chain(cleanup::TESTS);
     let users: &[User] = if nix::unistd::geteuid().is_root() { &[User::Ranged, User::Bare] } else { &[] };

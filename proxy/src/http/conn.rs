@@ -203,7 +203,7 @@ impl Conn {
         matches!(&*self.codec.borrow(), Codec::H2(_))
     }
 
-    pub(super) fn router(&self) -> Option<&Rc<dyn Router>> {
+    pub(crate) fn router(&self) -> Option<&Rc<dyn Router>> {
         match &self.role {
             Role::Front(router) => Some(router),
             Role::Back(_) => None,

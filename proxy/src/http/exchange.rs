@@ -301,6 +301,10 @@ impl Exchange {
             let mut s = self.state.borrow_mut();
             let s = &mut *s;
             let Some(head) = &mut s.head else { return false };
+            if let Some(authority) = &upstream.endpoint.authority_override {
+                head.authority.clear();
+                head.authority.extend_from_slice(authority.as_bytes());
+            }
             if conn.is_h2() && head.version != Version::H2 {
                 headers::upgrade_request(head);
             } else if !conn.is_h2() {
@@ -310,10 +314,6 @@ impl Exchange {
                 if head.authority.is_empty() {
                     head.authority.extend_from_slice(upstream.endpoint.addr.to_string().as_bytes());
                 }
-            }
-            if let Some(authority) = &upstream.endpoint.authority_override {
-                head.authority.clear();
-                head.authority.extend_from_slice(authority.as_bytes());
             }
             let end = matches!(s.ended, Some(None)) && s.held.is_empty();
             let Ok(id) = conn.send_request(head, end) else { return false };

@@ -3,6 +3,7 @@
 use weft_wire::{Headers, Request, Response, Version};
 
 const ORIG_PROTO: &[u8] = b"l5d-orig-proto";
+const HOST: &[u8] = b"host";
 /// Says to the peer's proxy what became of the request that it answers. Linkerd's proxy passes over it.
 const FATE: &[u8] = b"l5d-proxy-request";
 const PROXY_ERROR: &[u8] = b"l5d-proxy-error";
@@ -37,7 +38,8 @@ pub fn refuse_h2c(headers: &mut Headers) {
     }
 }
 
-/// Marks an HTTP/1 request that travels as HTTP/2.
+/// Marks an HTTP/1 request that travels as HTTP/2. It has its Host field besides `:authority`: linkerd2-proxy gives the
+/// application those fields that came, and servers refuse a request without Host.
 pub fn upgrade_request(head: &mut Request) {
     let value: &[u8] = match (head.version, head.absolute_form) {
         (Version::H10, false) => b"HTTP/1.0",
@@ -46,6 +48,9 @@ pub fn upgrade_request(head: &mut Request) {
         (_, true) => b"HTTP/1.1; absolute-form",
     };
     head.headers.set(ORIG_PROTO, value);
+    if !head.authority.is_empty() {
+        head.headers.set(HOST, &head.authority);
+    }
     if head.scheme.is_empty() {
         head.scheme.extend_from_slice(b"http");
     }
@@ -54,6 +59,7 @@ pub fn upgrade_request(head: &mut Request) {
 /// Undoes [`upgrade_request`], for an endpoint that gets HTTP/1.
 pub fn forget_upgrade(head: &mut Request) {
     head.headers.remove(ORIG_PROTO);
+    head.headers.remove(HOST);
 }
 
 /// Takes away what says that a request was HTTP/1 originally. Only proxies say so, and this client is none.
@@ -155,6 +161,14 @@ mod tests {
         let mut head = original.clone();
         upgrade_request(&mut head);
         assert_eq!(head.headers.get(ORIG_PROTO), Some(&b"HTTP/1.0; absolute-form"[..]));
+        // For proxies that take Host from the fields only.
+        assert_eq!(head.headers.get(HOST), Some(&b"web"[..]));
+        let mut elsewhere = head.clone();
+        forget_upgrade(&mut elsewhere);
+        elsewhere.scheme.clear();
+        assert_eq!(elsewhere, original);
+        // The codec keeps it in the authority alone.
+        head.headers.remove(HOST);
         head.version = Version::H2;
         assert!(downgrade_request(&mut head));
         head.scheme.clear();

@@ -257,8 +257,28 @@ async fn stand_still(counts: &Counts) {
     assert!(taken.iter().all(|&n| n < LARGE), "{taken:?}");
 }
 
+/// True when the proxies have had one connection only. A machine that is too busy to answer pings in time gets another
+/// one, and then nothing has been shown about sharing.
+fn was_shared(pair: &Pair) -> bool {
+    pair.client.metric("tcp_open_total", &["peer=\"dst\""]) == 1
+}
+
+/// Runs it until it was about one connection.
+async fn sharing(case: impl AsyncFn() -> bool) {
+    for _ in 0..5 {
+        if case().await {
+            return;
+        }
+    }
+    panic!("they never shared a connection");
+}
+
 #[tokio::test]
 async fn clients_that_do_not_read_leave_the_shared_connection_to_others() {
+    sharing(clients_do_not_read).await;
+}
+
+async fn clients_do_not_read() -> bool {
     let counts = Counts::default();
     let app = app(false, {
         let counts = counts.clone();
@@ -286,16 +306,21 @@ async fn clients_that_do_not_read_leave_the_shared_connection_to_others() {
         let response = soon(http1(pair.entry).await.send_request(get("/"))).await.unwrap();
         assert_eq!(verify(response.into_body()).await, ENOUGH);
     }
-    assert_eq!(pair.client.metric("tcp_open_total", &["peer=\"dst\""]), 1, "they share a connection");
+    let shared = was_shared(&pair);
     // They can go on whenever they like.
     for mut stream in stuck.drain(..3) {
         let mut octets = vec![0; ENOUGH];
         soon(stream.read_exact(&mut octets)).await.unwrap();
     }
+    shared
 }
 
 #[tokio::test]
 async fn an_application_that_does_not_read_leaves_the_shared_connection_to_others() {
+    sharing(an_application_does_not_read).await;
+}
+
+async fn an_application_does_not_read() -> bool {
     let app = app(false, |request: Request<Incoming>| async move {
         if request.uri().path() == "/stuck" {
             std::future::pending::<()>().await;
@@ -318,8 +343,8 @@ async fn an_application_that_does_not_read_leaves_the_shared_connection_to_other
         let response = soon(http1(pair.entry).await.send_request(post(pattern(ENOUGH).0))).await.unwrap();
         assert_eq!(text(response.into_body()).await, ENOUGH.to_string());
     }
-    assert_eq!(pair.client.metric("tcp_open_total", &["peer=\"dst\""]), 1, "they share a connection");
     calls.iter().for_each(tokio::task::JoinHandle::abort);
+    was_shared(&pair)
 }
 
 #[tokio::test]

@@ -129,6 +129,25 @@ async fn strangers_are_not_let_in_by_the_own_port() {
     until("refusals are counted", || server.metric("inbound_tcp_errors_total", &[]) >= 2).await;
 }
 
+#[tokio::test]
+async fn tls_1_2_is_refused() {
+    let app = app(false, |_| async { Response::new(full("ok")) }).await;
+    let server = Proxy::start(&Authority::new(), SERVER, &[], &[app]).await;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS12])
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let name = rustls::pki_types::ServerName::try_from(SERVER).unwrap();
+    for port in [server.inbound(app), server.direct] {
+        let stream = TcpStream::connect(port).await.unwrap();
+        let error = soon(connector.connect(name.clone(), stream)).await.unwrap_err().to_string();
+        assert!(error.contains("ProtocolVersion"), "{error}");
+    }
+}
+
 /// A policy that lets clients with those identities in.
 fn only(names: &[&str], protocol: impl FnOnce(Arc<[InboundRoute]>) -> InboundProtocol) -> InboundPolicy {
     let everywhere = |net: &str| (net.parse().unwrap(), Vec::new());

@@ -2,10 +2,11 @@
 
 use super::super::endpoints::is_ready;
 use super::super::store::{Store, controller_of, owner_reference};
-use super::{Round, count, pods_of, scaled, template_hash};
+use super::{Round, count, pods_of, progress, scaled, template_hash};
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition, DeploymentStatus, ReplicaSet, ReplicaSetSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use k8s_openapi::jiff::Timestamp;
 use weft_core::kinds::{Key, Kind, Object};
 
 /// Label that tells the pods of one template from those of another.
@@ -81,7 +82,7 @@ fn reconcile_one(round: &mut Round<'_>, deployment: &Deployment) {
     let new_key = Key::new(Kind::ReplicaSet, &namespace, &format!("{name}-{hash}"));
     let mut sets = sets_of(round, deployment);
     if deployment.spec.paused == Some(true) {
-        return report_paused(round.store, deployment, &sets, &new_key, wanted);
+        return report_paused(round, deployment, &sets, &new_key, wanted);
     }
     if !sets.iter().any(|s| s.key == new_key) {
         // The first one starts in full; a later one grows as old ones shrink.
@@ -127,7 +128,7 @@ fn reconcile_one(round: &mut Round<'_>, deployment: &Deployment) {
         }
     }
     let sets: Vec<Set> = old.into_iter().chain([new]).collect();
-    report(store, deployment, &sets, &new_key, wanted);
+    report(round, deployment, &sets, &new_key, wanted);
 }
 
 fn scale(store: &mut Store, key: &Key, replicas: i32, min_ready_seconds: Option<i32>) {
@@ -166,41 +167,26 @@ fn new_set(deployment: &Deployment, key: &Key, hash: &str, replicas: i32) -> Obj
 }
 
 /// While a deployment is paused nothing is replaced; the number of pods of what runs may change.
-fn report_paused(store: &mut Store, deployment: &Deployment, sets: &[Set], new_key: &Key, wanted: i32) {
+fn report_paused(round: &mut Round<'_>, deployment: &Deployment, sets: &[Set], new_key: &Key, wanted: i32) {
     let newest = sets.iter().find(|s| s.key == *new_key).or_else(|| sets.iter().max_by_key(|s| s.replicas()));
     if let Some(newest) = newest {
         let others: i32 = sets.iter().filter(|s| s.key != newest.key).map(Set::replicas).sum();
-        scale(store, &newest.key, (wanted - others).max(0), deployment.spec.min_ready_seconds);
+        scale(round.store, &newest.key, (wanted - others).max(0), deployment.spec.min_ready_seconds);
     }
-    report(store, deployment, sets, new_key, wanted);
+    report(round, deployment, sets, new_key, wanted);
 }
 
-fn report(store: &mut Store, deployment: &Deployment, sets: &[Set], new_key: &Key, wanted: i32) {
+fn report(round: &mut Round<'_>, deployment: &Deployment, sets: &[Set], new_key: &Key, wanted: i32) {
     let sum = |what: fn(&Set) -> i32| sets.iter().map(what).sum::<i32>();
     let (pods, ready, ready_long) = (sum(|s| s.pods), sum(|s| s.ready), sum(|s| s.available));
     let new = sets.iter().find(|s| s.key == *new_key);
     let complete = pods == wanted && new.is_some_and(|new| new.pods == wanted && new.available == wanted);
     let (_, unavailable) = allowances(deployment, wanted);
-    let condition = |type_: &str, holds: bool, reason: &str| DeploymentCondition {
-        type_: Some(type_.into()),
-        status: Some(if holds { "True" } else { "False" }.into()),
-        reason: Some(reason.into()),
-        ..Default::default()
-    };
     let available = ready_long >= (wanted - unavailable).max(0);
-    let available = condition(
-        "Available",
-        available,
-        if available { "MinimumReplicasAvailable" } else { "MinimumReplicasUnavailable" },
-    );
-    let progressing = if deployment.spec.paused == Some(true) {
-        DeploymentCondition { status: Some("Unknown".into()), ..condition("Progressing", false, "DeploymentPaused") }
-    } else {
-        condition("Progressing", true, if complete { "NewReplicaSetAvailable" } else { "ReplicaSetUpdated" })
-    };
-    let status = DeploymentStatus {
+    let reason = if available { "MinimumReplicasAvailable" } else { "MinimumReplicasUnavailable" };
+    let mut status = DeploymentStatus {
         available_replicas: Some(ready_long),
-        conditions: Some(vec![available, progressing]),
+        conditions: None,
         observed_generation: deployment.metadata.generation,
         ready_replicas: Some(ready),
         replicas: Some(pods),
@@ -208,11 +194,41 @@ fn report(store: &mut Store, deployment: &Deployment, sets: &[Set], new_key: &Ke
         updated_replicas: Some(new.map_or(0, |new| new.pods)),
         ..Default::default()
     };
-    store.update(&Object::from(deployment.clone()).key(""), |object| {
+    let available = condition(deployment, round.now, "Available", if available { "True" } else { "False" }, reason);
+    let progressing = progress::condition(round, deployment, &status, complete, &new_key.name);
+    status.conditions = Some(vec![available, progressing]);
+    round.store.update(&Object::from(deployment.clone()).key(""), |object| {
         if let Object::Deployment(deployment) = object {
             deployment.status = Some(status);
         }
     });
+}
+
+/// The condition of a deployment's status, if it has one of this type.
+pub(super) fn old_condition<'a>(deployment: &'a Deployment, type_: &str) -> Option<&'a DeploymentCondition> {
+    let conditions = deployment.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    conditions.into_iter().find(|c| c.type_.as_deref() == Some(type_))
+}
+
+/// A condition, with the times of its last changes.
+pub(super) fn condition(
+    deployment: &Deployment,
+    now: Timestamp,
+    type_: &str,
+    status: &str,
+    reason: &str,
+) -> DeploymentCondition {
+    let old = old_condition(deployment, type_);
+    let same_status = old.filter(|c| c.status.as_deref() == Some(status));
+    let same = same_status.filter(|c| c.reason.as_deref() == Some(reason));
+    DeploymentCondition {
+        type_: Some(type_.into()),
+        status: Some(status.into()),
+        reason: Some(reason.into()),
+        message: None,
+        last_transition_time: same_status.map_or(Some(Time(now)), |c| c.last_transition_time.clone()),
+        last_update_time: same.map_or(Some(Time(now)), |c| c.last_update_time.clone()),
+    }
 }
 
 #[cfg(test)]

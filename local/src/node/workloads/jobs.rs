@@ -3,7 +3,8 @@
 use super::super::apply::delete_object;
 use super::super::endpoints::is_ready;
 use super::super::readiness::trouble;
-use super::super::slot::back_off;
+use super::super::slot::{back_off, is_sidecar};
+use super::pod_failure::{Meaning, meaning};
 use super::{Round, all_pods_of, count, later, phase, pod_from};
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus};
 use k8s_openapi::api::core::v1::{ContainerStatus, EnvVar, Pod};
@@ -78,17 +79,28 @@ struct Pods {
     active: Vec<(Key, Pod)>,
     succeeded: Vec<Pod>,
     failed: Vec<Pod>,
+    /// Failed, but the job does not mind.
+    ignored: Vec<Pod>,
+    /// Why the job is to fail at once.
+    fatal: Option<String>,
     /// Ending before they have done their work.
     terminating: usize,
 }
 
 impl Pods {
-    fn of(round: &Round<'_>, job: &Job) -> Pods {
+    fn of(round: &Round<'_>, job: &Job, spec: &JobSpec) -> Pods {
         let mut pods = Pods::default();
         for (key, pod) in all_pods_of(round.store, &job.metadata) {
             match phase(&pod) {
                 "Succeeded" => pods.succeeded.push(pod),
-                "Failed" => pods.failed.push(pod),
+                "Failed" => match meaning(spec, &pod) {
+                    Meaning::Counts => pods.failed.push(pod),
+                    Meaning::Ignored => pods.ignored.push(pod),
+                    Meaning::Ends(why) => {
+                        pods.fatal = Some(why);
+                        pods.failed.push(pod);
+                    }
+                },
                 _ if pod.metadata.deletion_timestamp.is_some() => pods.terminating += 1,
                 _ => pods.active.push((key, pod)),
             }
@@ -104,7 +116,7 @@ impl Pods {
 
 fn advance(round: &mut Round<'_>, key: &Key, object: &Object, job: &Job, spec: &JobSpec) {
     let mut status = job.status.clone().unwrap_or_default();
-    let pods = Pods::of(round, job);
+    let pods = Pods::of(round, job, spec);
     if spec.suspend == Some(true) {
         delete_all(round, &pods.active);
         status.start_time = None;
@@ -148,6 +160,9 @@ fn failed_because(
     pods: &Pods,
     started_at: Timestamp,
 ) -> Option<(&'static str, String)> {
+    if let Some(why) = &pods.fatal {
+        return Some(("PodFailurePolicy", why.clone()));
+    }
     let limit = size(spec.backoff_limit.unwrap_or(6));
     let restarts: usize = pods.active.iter().map(|(_, pod)| restarts(pod)).sum();
     if pods.failed.len() > limit || (restarts > 0 && restarts >= limit) {
@@ -169,15 +184,10 @@ fn failed_because(
 
 /// How often what a pod is there for was started anew.
 fn restarts(pod: &Pod) -> usize {
-    let spec = pod.spec.as_ref();
-    let is_sidecar = |name: &str| {
-        let init = spec.iter().flat_map(|s| s.init_containers.iter().flatten());
-        name == PROXY_CONTAINER
-            || init.into_iter().any(|c| c.name == name && c.restart_policy.as_deref() == Some("Always"))
-    };
+    let beside = |name: &str| name == PROXY_CONTAINER || is_sidecar(pod, name);
     let status = pod.status.iter();
     let all = status.flat_map(|s| s.init_container_statuses.iter().chain(&s.container_statuses).flatten());
-    all.filter(|c| !is_sidecar(&c.name)).map(|c| size(c.restart_count)).sum()
+    all.filter(|c| !beside(&c.name)).map(|c| size(c.restart_count)).sum()
 }
 
 /// Makes and deletes pods until as many run as should.
@@ -219,8 +229,8 @@ fn set_number(round: &mut Round<'_>, key: &Key, object: &Object, spec: &JobSpec,
 /// What has failed is tried again after a pause, which gets longer with each failure in a row.
 fn may_start(round: &mut Round<'_>, pods: &Pods) -> bool {
     let last_success = pods.succeeded.iter().filter_map(ended_at).max();
-    let failures =
-        pods.failed.iter().filter_map(ended_at).filter(|at| last_success.is_none_or(|success| *at >= success));
+    let failed = pods.failed.iter().chain(&pods.ignored).filter_map(ended_at);
+    let failures = failed.filter(|at| last_success.is_none_or(|success| *at >= success));
     let failures: Vec<Timestamp> = failures.collect();
     let Some(last) = failures.iter().max() else { return true };
     let pause = back_off(u32::try_from(failures.len()).unwrap_or(u32::MAX));
@@ -267,7 +277,7 @@ fn delete_all(round: &mut Round<'_>, pods: &[(Key, Pod)]) {
 }
 
 fn report(round: &mut Round<'_>, key: &Key, job: &Job, spec: &JobSpec, mut status: JobStatus) {
-    let pods = Pods::of(round, job);
+    let pods = Pods::of(round, job, spec);
     let ready = pods.active.iter().filter(|(_, pod)| is_ready(pod)).count();
     let some = |number: usize| (number > 0).then(|| count(number));
     status.active = some(pods.active.len());
@@ -468,6 +478,26 @@ mod tests {
             _ => unreachable!(),
         }
         assert_eq!((world.status().failed, world.active().len()), (Some(4), 0));
+    }
+
+    #[test]
+    fn failures_count_end_a_job_or_do_not_matter() {
+        let rules = json!([{"action": "FailJob", "onExitCodes": {"operator": "In", "values": [42]}},
+                           {"action": "Ignore", "onExitCodes": {"operator": "In", "values": [7]}}]);
+        let spec =
+            json!({"policy": "Never", "completions": 1, "backoffLimit": 1, "podFailurePolicy": {"rules": rules}});
+        let mut world = World::new(spec);
+        for failures in 1..5 {
+            let pause = world.end(7);
+            assert!(!world.holds("Failed"));
+            assert_eq!(world.status().failed, None);
+            if failures > 1 {
+                world.pass(pause.expect("they are paced all the same"));
+            }
+        }
+        world.end(42);
+        assert!(world.holds("Failed") && world.active().is_empty());
+        assert_eq!(world.status().failed, Some(1));
     }
 
     #[test]

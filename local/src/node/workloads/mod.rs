@@ -5,6 +5,8 @@ mod cronjobs;
 mod daemonsets;
 mod deployments;
 mod jobs;
+mod pod_failure;
+mod progress;
 mod replicasets;
 mod statefulsets;
 
@@ -17,6 +19,8 @@ use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::jiff::Timestamp;
+pub(crate) use pod_failure::check as check_pod_failure_policy;
+pub(crate) use progress::stuck;
 use weft_core::kinds::{Key, Kind, Object};
 
 /// Letters of generated names: none that makes words, none that is mistaken for another.
