@@ -127,7 +127,7 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    async fn served(answers: &'static [&'static str]) -> String {
+    async fn served(answers: Vec<&'static str>) -> String {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/a.yml", listener.local_addr().unwrap());
         tokio::spawn(async move {
@@ -146,10 +146,10 @@ mod tests {
     async fn files_by_url() {
         let moved = "HTTP/1.1 302 Found\r\nlocation: /b.yml\r\ncontent-length: 0\r\n\r\n";
         let found = "HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nkind: A\n";
-        assert_eq!(text(&served(&[moved, found]).await).await.as_deref(), Ok("kind: A\n"));
-        let missing = served(&["HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"]).await;
+        assert_eq!(text(&served(vec![moved, found]).await).await.as_deref(), Ok("kind: A\n"));
+        let missing = served(vec!["HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"]).await;
         assert_eq!(text(&missing).await, Err(format!("{missing}: status 404")));
-        let endless = served(&[moved; 7]).await;
+        let endless = served(vec![moved; 7]).await;
         assert_eq!(text(&endless).await, Err(format!("{endless}: more than 5 redirects")));
         assert!(text("https://127.0.0.1:1/x").await.unwrap_err().contains("cannot connect"));
         assert!(is_url("https://a") && !is_url("a.yml") && !is_url("httpd/a.yml"));
