@@ -241,7 +241,7 @@ fn an_http2_server_does_not_speak_before_a_client_that_is_slow_to_begin_tls() {
         let application = ["direction=\"inbound\"", "peer=\"dst\""];
         mesh.server.proxy().wait_metric("tcp_open_total", &application, |opened| opened >= f64::from(n));
         stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-        let silence = stream.peek(&mut [0]).unwrap_err();
+        let silence = read(&mut stream, &mut [0]).unwrap_err();
         assert!(matches!(silence.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{silence}");
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let name = mesh.server.identity.clone().try_into().unwrap();
