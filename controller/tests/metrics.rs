@@ -21,6 +21,8 @@ struct Proxy {
     port: u16,
     text: Arc<Mutex<(u16, String)>>,
     scrapes: Arc<AtomicU64>,
+    /// How often it was asked to end.
+    ended: Arc<AtomicU64>,
 }
 
 impl Proxy {
@@ -29,14 +31,18 @@ impl Proxy {
         let port = listener.local_addr().unwrap().port();
         let text = Arc::new(Mutex::new((200, text)));
         let scrapes = Arc::new(AtomicU64::new(0));
-        let (said, counted) = (text.clone(), scrapes.clone());
+        let ended = Arc::new(AtomicU64::new(0));
+        let (said, counted, ends) = (text.clone(), scrapes.clone(), ended.clone());
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (said, counted) = (said.clone(), counted.clone());
+                let (said, counted, ends) = (said.clone(), counted.clone(), ends.clone());
                 let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
-                    assert_eq!(request.uri().path(), "/metrics");
                     let (status, text) = said.lock().unwrap().clone();
-                    counted.fetch_add(1, Ordering::SeqCst);
+                    match (request.method().as_str(), request.uri().path()) {
+                        ("GET", "/metrics") => counted.fetch_add(1, Ordering::SeqCst),
+                        ("POST", "/shutdown") => ends.fetch_add(1, Ordering::SeqCst),
+                        other => panic!("{other:?}"),
+                    };
                     let answer = Response::builder().status(status).body(Full::<Bytes>::from(text)).unwrap();
                     std::future::ready(Ok::<_, Infallible>(answer))
                 });
@@ -45,7 +51,7 @@ impl Proxy {
                 );
             }
         });
-        Proxy { port, text, scrapes }
+        Proxy { port, text, scrapes, ended }
     }
 
     /// Says something else from now on, after what it said before has been scraped for sure.
@@ -391,4 +397,60 @@ async fn it_ends_when_it_is_told_to() {
     assert_eq!(mesh.controller.admin("/ready").await.0, 200);
     mesh.controller.terminate();
     assert!(mesh.controller.ended().await.success());
+}
+
+/// Where the cluster has no sidecars of its own, a Job is over only when somebody ends its proxy.
+#[tokio::test]
+async fn proxies_of_finished_jobs_are_asked_to_end() {
+    let state = State::new();
+    state.put(&namespace("shop", json!({})));
+    // As many Jobs as there are ways not to be over, and two that are.
+    let cases = [
+        ("never", "Never", json!([1, null]), true),
+        ("success", "OnFailure", json!([0, null]), true),
+        ("again", "OnFailure", json!([1, null]), false),
+        ("running", "Never", json!([null, null]), false),
+        ("forever", "Always", json!([0, null]), false),
+    ];
+    let mut proxies = Vec::new();
+    for (name, policy, exits, over) in cases {
+        let proxy = Proxy::start(String::new()).await;
+        let mut pod = pod_of(&proxy, name, "aaaaa");
+        pod["spec"]["restartPolicy"] = policy.into();
+        let names = [&pod["spec"]["containers"][0]["name"], &pod["spec"]["containers"][1]["name"]];
+        let statuses: Vec<Value> = names
+            .into_iter()
+            .zip(exits.as_array().unwrap())
+            .map(|(name, exit)| {
+                let state = match exit.as_i64() {
+                    Some(code) => json!({"terminated": {"exitCode": code}}),
+                    None => json!({"running": {}}),
+                };
+                json!({"name": name, "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state})
+            })
+            .collect();
+        pod["status"]["containerStatuses"] = statuses.into();
+        state.put(&pod);
+        proxies.push((name, proxy, over));
+    }
+    // One that another control plane looks after.
+    let foreign = Proxy::start(String::new()).await;
+    let mut pod = pod_of(&foreign, "foreign", "aaaaa");
+    pod["metadata"]["labels"]["linkerd.io/control-plane-ns"] = "linkerd".into();
+    pod["spec"]["restartPolicy"] = "Never".into();
+    pod["status"]["containerStatuses"] = json!([{
+        "name": pod["spec"]["containers"][0]["name"], "image": "", "imageID": "", "ready": false, "restartCount": 0,
+        "state": {"terminated": {"exitCode": 0}},
+    }]);
+    state.put(&pod);
+    proxies.push(("foreign", foreign, false));
+    let any = "127.0.0.1:0";
+    let path = state.path().to_str().unwrap();
+    let args = ["--state-dir", path, "--api-addr", any, "--admin-addr", any, "--scrape-interval", "50ms"];
+    let _controller = Controller::start("metrics", 2, &args);
+    for (name, proxy, over) in &proxies {
+        proxy.scraped().await;
+        proxy.scraped().await;
+        assert_eq!(proxy.ended.load(Ordering::SeqCst) > 0, *over, "{name}");
+    }
 }

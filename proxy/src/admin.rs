@@ -2,7 +2,8 @@
 //!
 //! It speaks HTTP/1 and HTTP/2, plain and under the mesh's TLS, because meshed scrapers come through their own proxy. What
 //! it tells to callers from elsewhere is subject to the inbound policy of its port, but for `/ready` and `/live`, which
-//! the kubelet asks for. Paths that change something answer callers from this pod only.
+//! the kubelet asks for. Paths that change something answer callers from this pod only; the end of a proxy whose Job has
+//! done its work may also be asked for by the control plane, where the cluster does not end it by itself.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -47,8 +48,12 @@ pub(crate) struct Admin {
     pub(crate) log: LogHandle,
     /// The policy of the admin port.
     pub(crate) policy: watch::Receiver<Arc<InboundPolicy>>,
-    /// Set when `POST /shutdown` works.
-    pub(crate) shutdown: Option<mpsc::Sender<()>>,
+    /// What `POST /shutdown` sets off.
+    pub(crate) shutdown: mpsc::Sender<()>,
+    /// Whether it works for callers from this pod.
+    pub(crate) shutdown_enabled: bool,
+    /// For whom else it works.
+    pub(crate) shutdown_identity: Option<String>,
 }
 
 #[derive(Clone)]
@@ -151,6 +156,7 @@ impl Admin {
                 false => text(StatusCode::FORBIDDEN, "the policy of this port does not authorize the client\n"),
             },
             ("/live" | "/ready" | "/metrics", false) => not_allowed("GET, HEAD"),
+            ("/shutdown", false) if parts.method == Method::POST && self.may_end(caller) => self.shut_down(),
             ("/proxy-log-level" | "/env.json" | "/shutdown", _) if !caller.is_local() => {
                 text(StatusCode::FORBIDDEN, format!("{path} answers callers from this pod only\n"))
             }
@@ -159,7 +165,10 @@ impl Admin {
             ("/proxy-log-level", false) => not_allowed("GET, PUT"),
             ("/env.json", true) => environment(),
             ("/env.json", false) => not_allowed("GET"),
-            ("/shutdown", false) if parts.method == Method::POST => self.shut_down(),
+            ("/shutdown", false) if parts.method == Method::POST => text(
+                StatusCode::NOT_FOUND,
+                "shutdown is not enabled; LINKERD2_PROXY_SHUTDOWN_ENDPOINT_ENABLED enables it\n",
+            ),
             ("/shutdown", _) => not_allowed("POST"),
             _ => text(StatusCode::NOT_FOUND, "no such path\n"),
         };
@@ -213,18 +222,15 @@ impl Admin {
         }
     }
 
+    fn may_end(&self, caller: &Caller) -> bool {
+        let of_the_mesh = caller.tls && self.shutdown_identity.is_some() && caller.identity == self.shutdown_identity;
+        of_the_mesh || (caller.is_local() && self.shutdown_enabled)
+    }
+
     fn shut_down(&self) -> Answer {
-        match &self.shutdown {
-            Some(shutdown) => {
-                // A full channel means that a shutdown has been asked for already.
-                let _ = shutdown.try_send(());
-                text(StatusCode::OK, "shutting down\n")
-            }
-            None => text(
-                StatusCode::NOT_FOUND,
-                "shutdown is not enabled; LINKERD2_PROXY_SHUTDOWN_ENDPOINT_ENABLED enables it\n",
-            ),
-        }
+        // A full channel means that a shutdown has been asked for already.
+        let _ = self.shutdown.try_send(());
+        text(StatusCode::OK, "shutting down\n")
     }
 }
 

@@ -234,6 +234,8 @@ pub struct AdminConfig {
     pub listen: SocketAddr,
     /// True when `POST /shutdown` works. `SHUTDOWN_ENDPOINT_ENABLED`.
     pub shutdown_enabled: bool,
+    /// Who of the mesh may ask for it too, whether that is set or not. `WEFT_PROXY_SHUTDOWN_IDENTITY`.
+    pub shutdown_identity: Option<String>,
 }
 
 /// What is logged and how.

@@ -109,7 +109,9 @@ async fn control(config: Arc<Config>, log: logging::LogHandle) -> u8 {
         bound: bound_rx,
         log,
         policy: discovery.inbound(admin_addr.port()),
-        shutdown: config.admin.shutdown_enabled.then_some(shutdown),
+        shutdown,
+        shutdown_enabled: config.admin.shutdown_enabled,
+        shutdown_identity: config.admin.shutdown_identity.clone(),
     };
     tokio::spawn(admin::serve(listener, Arc::new(admin)));
     tokio::spawn(sweep(metrics.clone()));

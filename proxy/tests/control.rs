@@ -477,6 +477,28 @@ fn metrics_are_scraped_through_the_mesh() {
     mesh.client.proxy().wait_metric("response_total", &labels, |v| v >= 2.0);
 }
 
+#[test]
+fn whom_a_job_was_told_of_may_end_its_proxy() {
+    // The client's identity in this mesh, which the server's proxy was told at injection.
+    let probe = Mesh::two_pods();
+    let (client, server) = (probe.client.identity.clone(), probe.server.identity.clone());
+    drop(probe);
+    for (told, expected) in [(server, 403), (client, 200)] {
+        let told = |b: support::proxy::Builder| b.env("WEFT_PROXY_SHUTDOWN_IDENTITY", told.clone());
+        let mut mesh = Mesh::with(Some(&|b| b), Some(&told));
+        let admin = mesh.server.addr(4191);
+        let endpoint = policies::meshed(admin, &mesh.server.identity, None);
+        mesh.control.set_outbound(admin, Ok(policies::detect(policies::forward(endpoint))));
+        eventually("the mesh", || (app::get(&mesh.client, admin, "/metrics").0 == 200).then_some(()));
+        // Without TLS nobody is anybody.
+        assert_eq!(app::post(&mesh.server, admin, "/shutdown").0, 403);
+        assert_eq!(app::post(&mesh.client, admin, "/shutdown").0, expected);
+        if expected == 200 {
+            assert_eq!(mesh.server.proxy().wait_exit().code(), Some(0));
+        }
+    }
+}
+
 // --- drain ---
 
 #[test]

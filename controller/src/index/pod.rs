@@ -106,6 +106,8 @@ pub struct Pod {
     pub status: String,
     /// Whether it is being deleted.
     pub terminating: bool,
+    /// Whether all its containers have done their work but the proxy, which keeps the pod from being over.
+    pub only_proxy_left: bool,
     /// Label `linkerd.io/control-plane-ns`: who meshed it.
     pub control_plane: Option<String>,
     /// Its proxy, when a container is one.
@@ -178,6 +180,7 @@ impl Pod {
             },
             phase,
             terminating,
+            only_proxy_left: only_proxy_left(pod),
             control_plane: labels.get(LABEL_CONTROL_PLANE_NS).filter(|ns| !ns.is_empty()).cloned(),
             proxy: containers.iter().find(|c| c.name == PROXY_CONTAINER).map(|c| proxy(c)),
             opaque_ports: Ports::default(),
@@ -224,6 +227,24 @@ impl Pod {
     pub fn template_hash(&self) -> Option<&str> {
         self.labels.get(POD_TEMPLATE_HASH).map(String::as_str).filter(|hash| !hash.is_empty())
     }
+}
+
+/// Where a cluster has no sidecars of its own, a Job's proxy is a container like others, and goes on for ever.
+fn only_proxy_left(pod: &KubePod) -> bool {
+    let (Some(spec), Some(status)) = (&pod.spec, &pod.status) else { return false };
+    // What would be started again has not done its work.
+    let done = |exit_code: i32| match spec.restart_policy.as_deref() {
+        Some("Never") => true,
+        Some("OnFailure") => exit_code == 0,
+        _ => false,
+    };
+    let ended = |name: &str| {
+        let status = status.container_statuses.iter().flatten().find(|status| status.name == name);
+        let end = status.and_then(|status| status.state.as_ref()?.terminated.as_ref());
+        end.is_some_and(|end| done(end.exit_code))
+    };
+    let others = || spec.containers.iter().filter(|container| container.name != PROXY_CONTAINER);
+    others().count() + 1 == spec.containers.len() && others().count() > 0 && others().all(|c| ended(&c.name))
 }
 
 fn waiting_reason(pod: &KubePod) -> Option<String> {

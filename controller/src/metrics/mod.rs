@@ -77,6 +77,7 @@ impl Metrics {
         loop {
             ticks.tick().await;
             let targets = self.0.index.pods();
+            let jobs: Vec<_> = targets.iter().filter(|pod| pod.only_proxy_left).cloned().collect();
             let take = {
                 let metrics = self.clone();
                 move |pod: &Arc<crate::index::pod::Pod>, text: &str| {
@@ -88,6 +89,8 @@ impl Metrics {
             *self.0.round.lock().unwrap_or_else(PoisonError::into_inner) = round;
             let now = self.now();
             self.store().prune(now);
+            // Behind the scrape, so that what a Job did at its end is counted.
+            self.0.scraper.end_proxies_of_jobs(jobs, &self.0.mesh.controller_namespace).await;
         }
     }
 

@@ -98,6 +98,50 @@ impl Scraper {
         round
     }
 
+    /// Asks the proxies to end whose pods would be over without them. They know us by our identity, since we come through
+    /// our own proxy.
+    pub async fn end_proxies_of_jobs(&self, pods: Vec<Arc<Pod>>, control_namespace: &str) {
+        let targets = pods.into_iter().filter_map(|pod| {
+            let ours = pod.control_plane.as_deref() == Some(control_namespace);
+            let admin_port = pod.proxy.as_ref().filter(|_| ours && pod.only_proxy_left && pod.running())?.admin_port;
+            let ip = *pod.ips.first()?;
+            Some((pod, SocketAddr::new(ip, admin_port)))
+        });
+        let asked = stream::iter(targets).map(async |(pod, addr)| (pod, self.end(addr).await));
+        let mut asked = asked.buffer_unordered(self.concurrency);
+        while let Some((pod, result)) = asked.next().await {
+            let outcome = match result {
+                Ok(()) => {
+                    tracing::info!(pod = %pod.id, "the work is done: its proxy ends");
+                    "ok"
+                }
+                // It is asked again in the next round, as long as the pod is there.
+                Err(reason) => {
+                    tracing::debug!(pod = %pod.id, reason, "its proxy does not end");
+                    "failed"
+                }
+            };
+            self.telemetry
+                .counter(
+                    "weft_metrics_job_proxies_total",
+                    "Proxies of finished Jobs asked to end",
+                    &[("outcome", outcome)],
+                )
+                .inc();
+        }
+    }
+
+    async fn end(&self, addr: SocketAddr) -> Result<(), String> {
+        let request = http::Request::post(format!("http://{addr}/shutdown")).body(Empty::new());
+        let request = request.map_err(|e| e.to_string())?;
+        match tokio::time::timeout(self.timeout, self.client.request(request)).await {
+            Ok(Ok(answer)) if answer.status().is_success() => Ok(()),
+            Ok(Ok(answer)) => Err(format!("{addr} answered {}", answer.status())),
+            Ok(Err(error)) => Err(reason(&error)),
+            Err(_) => Err(format!("no answer of {addr} within {} ms", self.timeout.as_millis())),
+        }
+    }
+
     async fn scrape(&self, addr: SocketAddr) -> Result<String, (&'static str, String)> {
         let exchange = async {
             let uri = Uri::builder()

@@ -52,6 +52,8 @@ pub struct World {
     pub tokens: HashMap<String, (String, Vec<String>)>,
     /// Whether reviews know audiences.
     pub no_audiences: bool,
+    /// Most objects of a page: two, so that every test has several pages, unless a test has very many objects.
+    pub page: usize,
     /// Minor version of the server.
     pub minor: u32,
     /// Method and path of every request.
@@ -94,6 +96,7 @@ impl ApiServer {
         let world = World {
             served: SERVED.iter().map(|s| (*s).to_owned()).collect(),
             version: 1000,
+            page: 2,
             minor: 29,
             ..World::default()
         };
@@ -473,8 +476,7 @@ fn shown(object: &Value, metadata: bool) -> Value {
 fn list(world: &World, asked: &Asked, query: &HashMap<String, String>, metadata: bool) -> Answer {
     let all: Vec<&Value> = world.objects.get(&asked.collection).into_iter().flat_map(BTreeMap::values).collect();
     let start: usize = query.get("continue").and_then(|token| token.parse().ok()).unwrap_or_default();
-    // Pages of two, so that every test has some.
-    let limit = query.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(usize::MAX).min(2);
+    let limit = query.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(usize::MAX).min(world.page);
     let items: Vec<Value> = all
         .iter()
         .skip(start)
@@ -525,7 +527,8 @@ fn follow(
                 changed.mark_unchanged();
                 let next = {
                     let world = world.lock().unwrap();
-                    world.history.iter().find(|(v, c, ..)| *v > at && *c == collection).cloned()
+                    let from = world.history.partition_point(|(version, ..)| *version <= at);
+                    world.history.get(from..).unwrap_or_default().iter().find(|(_, c, ..)| *c == collection).cloned()
                 };
                 if let Some((version, _, kind, object)) = next {
                     at = version;

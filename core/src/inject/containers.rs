@@ -161,6 +161,11 @@ fn environment(settings: &Settings, config: &InjectConfig) -> Vec<Value> {
     if let Some(grace) = &settings.shutdown_grace {
         env.proxy("SHUTDOWN_GRACE_PERIOD", grace.clone());
     }
+    if settings.ended {
+        // The component that looks at every proxy anyway.
+        let metrics = names::identity(names::METRICS_SERVICE, control, control, &config.trust_domain);
+        env.set("WEFT_PROXY_SHUTDOWN_IDENTITY", metrics);
+    }
 
     let mut env = env.0;
     env.retain(|ours| !settings.additional_env.iter().any(|theirs| theirs.get("name") == ours.get("name")));

@@ -58,6 +58,8 @@ pub struct InjectConfig {
     pub defaults: BTreeMap<String, String>,
     /// Whether the cluster has sidecars of its own: init containers that go on.
     pub native_sidecars: bool,
+    /// Whether the control plane must end the proxies of Jobs that are done, as the cluster does not.
+    pub ends_jobs: bool,
     /// Inject every pod that does not say `disabled`, as on the command line; else only pods that ask for it, or whose
     /// namespace does, as in a cluster.
     pub unless_disabled: bool,
@@ -80,6 +82,7 @@ impl InjectConfig {
             default_namespace: "default".into(),
             defaults: BTreeMap::new(),
             native_sidecars: false,
+            ends_jobs: false,
             unless_disabled: false,
         }
     }

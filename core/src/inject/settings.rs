@@ -46,6 +46,8 @@ pub(super) struct Settings {
     pub capabilities: Value,
     /// Whether the proxy is a sidecar of the cluster's own kind: an init container that goes on.
     pub native: bool,
+    /// Whether somebody must end the proxy when the containers of the application have ended.
+    pub ended: bool,
     /// Seconds that the kernel keeps half-closed connections, where that is to be changed.
     pub close_wait: Option<u64>,
     /// Threads as a part of the node's processors, in place of a number.
@@ -139,6 +141,8 @@ impl Settings {
         })?;
         let component = template.pointer("/metadata/labels").and_then(|l| l.get(names::LABEL_COMPONENT));
         let component = component.and_then(Value::as_str);
+        let native = a.graduated("proxy-enable-native-sidecar", true)? && config.native_sidecars;
+        let finite = template.pointer("/spec/restartPolicy").and_then(Value::as_str).is_some_and(|p| p != "Always");
         Ok(Settings {
             image: a.text("proxy-image", &config.proxy_image),
             version: a.text("proxy-version", &config.proxy_version),
@@ -189,7 +193,8 @@ impl Settings {
             // A proxy that asks a component in its own pod would wait for what waits for it.
             awaited: a.flag("proxy-await", true)? && !matches!(component, Some("identity" | "destination")),
             shutdown_grace: a.parsed("shutdown-grace-period", go_duration)?,
-            native: a.graduated("proxy-enable-native-sidecar", true)? && config.native_sidecars,
+            native,
+            ended: finite && config.ends_jobs && !native,
             close_wait: a.parsed("close-wait-timeout", whole_seconds)?,
             cores: cpu.map_or(1, |cpu| cpu.ceil().clamp(1.0, 1024.0) as u32),
             cores_ratio: a.parsed("proxy-cpu-ratio-limit", ratio)?,

@@ -83,6 +83,7 @@ impl InjectConfig {
             image_pull_policy: pull_policy.unwrap_or(base.image_pull_policy),
             created_by: format!("weft/injector {version}"),
             defaults: BTreeMap::new(),
+            ends_jobs: true,
             ..base
         };
         for (pointer, annotation) in DEFAULTS {

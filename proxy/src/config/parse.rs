@@ -50,8 +50,9 @@ impl Source<'_> {
     }
 }
 
+/// Variables of our own have their whole name.
 fn full(name: &str) -> String {
-    format!("{PREFIX}{name}")
+    if name.starts_with("WEFT_PROXY_") { name.to_owned() } else { format!("{PREFIX}{name}") }
 }
 
 fn error(name: &str, reason: impl Into<String>) -> Error {
@@ -99,6 +100,7 @@ impl Config {
             admin: AdminConfig {
                 listen: source.or("ADMIN_LISTEN_ADDR", SocketAddr::from(([127, 0, 0, 1], 4191)), socket_addr)?,
                 shutdown_enabled: source.or("SHUTDOWN_ENDPOINT_ENABLED", false, boolean)?,
+                shutdown_identity: source.get("WEFT_PROXY_SHUTDOWN_IDENTITY")?,
             },
             metrics_retain_idle: source.duration("METRICS_RETAIN_IDLE", Duration::from_secs(600))?,
             cores: cores(&source)?,

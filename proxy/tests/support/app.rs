@@ -43,6 +43,11 @@ pub fn get(pod: &Pod, addr: std::net::SocketAddr, path: &str) -> (u16, String) {
     http_request(pod.connect(addr).unwrap(), "GET", path, "")
 }
 
+/// As [`get`], with `POST` and nothing in it.
+pub fn post(pod: &Pod, addr: std::net::SocketAddr, path: &str) -> (u16, String) {
+    http_request(pod.connect(addr).unwrap(), "POST", path, "")
+}
+
 /// Answers every request of HTTP/1 and HTTP/2 with 200 and `name`, but those for `/wait` only after [`Web::release`]. Ends
 /// when the returned handle is dropped: the listener and all connections are closed.
 pub fn web(listener: TcpListener, name: &str) -> Web {

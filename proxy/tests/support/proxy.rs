@@ -45,9 +45,10 @@ impl Builder {
         self
     }
 
-    /// Sets a variable, named without its `LINKERD2_PROXY_` prefix.
+    /// Sets a variable, named without its `LINKERD2_PROXY_` prefix; one of our own with its whole name.
     pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
-        self.env.insert(format!("LINKERD2_PROXY_{name}"), value.into());
+        let ours = name.starts_with("WEFT_PROXY_");
+        self.env.insert(if ours { name.to_owned() } else { format!("LINKERD2_PROXY_{name}") }, value.into());
         self
     }
 
