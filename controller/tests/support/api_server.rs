@@ -352,9 +352,9 @@ struct Asked {
 
 fn parse(path: &str) -> Option<Asked> {
     let mut parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
-    let api_version = match parts.first()? {
-        &"api" => parts.drain(..2).nth(1)?.to_owned(),
-        &"apis" if parts.len() > 3 => parts.drain(..3).skip(1).collect::<Vec<_>>().join("/"),
+    let api_version = match *parts.first()? {
+        "api" => parts.drain(..2).nth(1)?.to_owned(),
+        "apis" if parts.len() > 3 => parts.drain(..3).skip(1).collect::<Vec<_>>().join("/"),
         _ => return None,
     };
     let (namespace, rest) = match parts.as_slice() {
