@@ -170,6 +170,13 @@ livenessProbe:
     port: {{ $values.proxy.ports.admin }}
   initialDelaySeconds: 10
   timeoutSeconds: 1
+{{- /* Their own proxies would wait for what waits for them. */}}
+{{- if not (or (eq .component "identity") (eq .component "destination")) }}
+lifecycle:
+  postStart:
+    exec:
+      command: [weft-proxy, await, --timeout=2m, "--port={{ $values.proxy.ports.admin }}"]
+{{- end }}
 readinessProbe:
   httpGet:
     path: /ready
