@@ -2,8 +2,10 @@
 
 HOST      := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 RELEASE   := $(or $(CARGO_TARGET_DIR),target)/$(HOST)/release
-# What a cluster is made of; the static binaries need no library of the machine they run on.
-PRODUCTS  := weft weft-proxy weft-controller weft-demo
+# What a cluster is made of; the static binaries need no library of the machine they run on. The proxy is built by itself:
+# together with others its libraries would have every feature that any of them wants, TLS 1.2 among them.
+PRODUCTS  := weft weft-controller weft-demo
+STATIC    := RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --bins --target $(HOST)
 # Seconds for each fuzz target.
 FUZZ_TIME ?= 60
 # How long make soak takes.
@@ -23,8 +25,9 @@ setup: ## Install what tests and benchmark need and this machine lacks, and say 
 
 build: ## Build the static release binaries
 	@scripts/setup.sh build
-	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --bins --target $(HOST) $(PRODUCTS:%=--package %)
-	@cd $(RELEASE) && ls -l $(PRODUCTS) weft-init | awk '{ printf "  %-16s %6.1f MB\n", $$NF, $$5 / 1e6 }'
+	$(STATIC) --package weft-proxy
+	$(STATIC) $(PRODUCTS:%=--package %)
+	@cd $(RELEASE) && ls -l weft-proxy weft-init $(PRODUCTS) | awk '{ printf "  %-16s %6.1f MB\n", $$NF, $$5 / 1e6 }'
 
 images: build ## Build container images of the static binaries, as archives, without a container engine
 	@scripts/images.sh $(RELEASE) $(or $(CARGO_TARGET_DIR),target)/images
@@ -53,7 +56,8 @@ lint: ## Formatting and clippy
 
 bench: ## Compare with other proxies on this machine, see BENCH in the Makefile (needs root)
 	@scripts/setup.sh bench
-	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --bins --target $(HOST) --package weft-proxy --package weft-bench
+	$(STATIC) --package weft-proxy
+	$(STATIC) --package weft-bench
 	$(RELEASE)/weft-bench $(BENCH)
 
 fuzz: ## Run every fuzz target for FUZZ_TIME seconds

@@ -66,7 +66,7 @@ fn helm_gives_the_same_objects() -> anyhow::Result<()> {
         format!("--set-file=identity.issuer.tls.crtPEM={}", file("certificate")),
         format!("--set-file=identity.issuer.tls.keyPEM={}", file("key")),
     ];
-    let set = "--set=controllerReplicas=2,proxy.image.version=7,clusterNetworks=10.0.0.0/8\\,fd00::/8,tolerations={}"
+    let set = "--set=controllerReplicas=2,proxy.image.version=7,clusterNetworks=10.0.0.0/8\\,fd00::/8,tolerations=null"
         .to_owned();
     let own = vec![format!("--values={}", file("values.yaml")), set];
     let external = vec![

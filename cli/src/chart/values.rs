@@ -131,7 +131,6 @@ pub fn set(base: &mut Value, text: &str, shape: &Value) -> Result<(), Error> {
     for assignment in split(text, ',') {
         let (path, value) = assignment.split_once('=').ok_or_else(|| error(&assignment, "has no ="))?;
         let value = match value.strip_prefix('{').and_then(|v| v.strip_suffix('}')) {
-            Some("") => Value::Array(Vec::new()),
             Some(list) => split(list, ',').iter().map(|item| typed(&plain(item))).collect::<Vec<_>>().into(),
             None => typed(&plain(value)),
         };

@@ -427,26 +427,25 @@ async fn control_proxies(runner: &mut Runner, server: &impl ApiServer, options: 
         .await;
 }
 
-/// Only where it was asked for: with several identity pods.
+/// Only where it was asked for, which is seen by the rule that keeps pods of identity apart.
 async fn high_availability(runner: &mut Runner, server: &impl ApiServer, control: &str) {
-    let replicas = async |deployment: &str| {
-        let path = path_of("apps/v1", "deployments", Some(control), Some(deployment));
-        let found = server.find(&path).await.map_err(said)?;
-        let count = |path: &str| found.as_ref().and_then(|d| d.pointer(path)).and_then(Value::as_u64);
-        Ok::<_, String>((
-            count("/spec/replicas").unwrap_or_default(),
-            count("/status/readyReplicas").unwrap_or_default(),
-        ))
-    };
-    if !matches!(replicas("weft-identity").await, Ok((wanted, _)) if wanted > 1) {
+    let identity = server.find(&path_of("apps/v1", "deployments", Some(control), Some("weft-identity"))).await;
+    let apart = |found: &Value| found.pointer("/spec/template/spec/affinity/podAntiAffinity").is_some();
+    if !identity.is_ok_and(|found| found.as_ref().is_some_and(apart)) {
         return;
     }
+    let ready_pods = async |deployment: &str| {
+        let path = path_of("apps/v1", "deployments", Some(control), Some(deployment));
+        let found = server.find(&path).await.map_err(said)?;
+        let count = found.as_ref().and_then(|d| d.pointer("/status/readyReplicas")).and_then(Value::as_u64);
+        Ok::<_, String>(count.unwrap_or_default())
+    };
     runner.category("weft-ha-checks");
     let hint = format!("`kubectl get deployments -n {control}`");
     runner
         .check("multiple replicas of control plane pods", Severity::WARNING, &hint, async || {
             for deployment in ["weft-destination", "weft-identity", "weft-injector"] {
-                let (_, ready) = replicas(deployment).await?;
+                let ready = ready_pods(deployment).await?;
                 if ready < 2 {
                     return Err(format!("{deployment} has {ready} ready pods"));
                 }

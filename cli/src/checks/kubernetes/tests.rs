@@ -75,6 +75,7 @@ fn installed() -> (Objects, Fake) {
         match text(object, "/kind").to_owned().as_str() {
             "Deployment" => {
                 object["spec"]["replicas"] = 2.into();
+                object["spec"]["template"]["spec"]["affinity"] = json!({ "podAntiAffinity": {} });
                 object["status"] = json!({ "updatedReplicas": 2, "readyReplicas": 2 });
             }
             "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration" => {
