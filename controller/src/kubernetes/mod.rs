@@ -144,7 +144,7 @@ impl Api {
     /// # Errors
     /// See [`Error`].
     pub async fn get(&self, path: &str) -> Result<Value, Error> {
-        self.call(request(Method::GET, path, &[])).await
+        self.read(|| request(Method::GET, path, &[])).await
     }
 
     /// One page of a list.
@@ -164,9 +164,12 @@ impl Api {
     /// # Errors
     /// See [`Error`].
     pub async fn metadata(&self, path: &str) -> Result<Value, Error> {
-        let mut request = request(Method::GET, path, &[]);
-        accept(&mut request, METADATA);
-        self.call(request).await
+        let make = || {
+            let mut request = request(Method::GET, path, &[]);
+            accept(&mut request, METADATA);
+            request
+        };
+        self.read(make).await
     }
 
     /// `POST`s an object.
@@ -213,6 +216,14 @@ impl Api {
             Ok(Lines::new(response.into_body()))
         };
         self.in_time(started).await
+    }
+
+    /// Asks for one object, and once more when the connection ends meanwhile: one that was kept may be just about to.
+    async fn read(&self, make: impl Fn() -> Request<Body>) -> Result<Value, Error> {
+        match self.call(make()).await {
+            Err(Error::Transport(_)) => self.call(make()).await,
+            answer => answer,
+        }
     }
 
     async fn call(&self, request: Request<Body>) -> Result<Value, Error> {
