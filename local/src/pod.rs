@@ -75,7 +75,15 @@ pub(crate) mod report {
 
 enum Role {
     Program,
-    Container { starting: bool, owns_namespace: bool, namespace: Option<String> },
+    Container { starting: bool, namespace: Option<Namespace> },
+}
+
+/// The mount namespace of a container.
+struct Namespace {
+    /// As the kernel names it. When it is gone, the next one may get this name.
+    name: String,
+    /// Keeps it from going; `None` when it was gone too soon.
+    held: Option<fs::File>,
 }
 
 struct Child {
@@ -224,7 +232,7 @@ impl Pod {
         let mut command = Command::new(SELF);
         command.arg(role::CONTAINER).arg(spec).stdin(writer).stdout(Stdio::null()).stderr(Stdio::null());
         let pid = command.spawn()?.id().cast_signed();
-        let role = Role::Container { starting: true, owns_namespace: false, namespace: None };
+        let role = Role::Container { starting: true, namespace: None };
         self.children.insert(pid, Child { id, role, pipe: Some(reader), collected: Vec::new(), exit: None });
         Ok(())
     }
@@ -237,18 +245,17 @@ impl Pod {
             Ok(0) => child.pipe = None,
             Ok(n) if child.collected.len() < OUTPUT_LIMIT => {
                 child.collected.extend_from_slice(chunk.get(..n).unwrap_or_default());
+                child.hold_namespace(pid);
                 return;
             }
             Ok(_) => return,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => return,
             Err(_) => child.pipe = None,
         }
-        if let Role::Container { starting, owns_namespace, namespace } = &mut child.role
+        if let Role::Container { starting, .. } = &mut child.role
             && *starting
         {
             let text = String::from_utf8_lossy(&child.collected).into_owned();
-            *namespace = text.lines().find_map(|l| l.strip_prefix(report::NAMESPACE)).map(str::to_owned);
-            *owns_namespace = namespace.is_some();
             if !text.lines().any(|l| l.starts_with(report::FAILED)) {
                 *starting = false;
                 tell(&Event::Started { id: child.id, pid });
@@ -285,9 +292,12 @@ impl Pod {
         let text = String::from_utf8_lossy(&child.collected).into_owned();
         match child.role {
             Role::Program => tell(&Event::Done { id: child.id, code, output: text }),
-            Role::Container { starting, owns_namespace, namespace } => {
-                if let Some(namespace) = namespace.filter(|_| owns_namespace) {
-                    end_namespace(&namespace);
+            Role::Container { starting, namespace } => {
+                if let Some(Namespace { name, held }) = namespace {
+                    // A name that was not held may be that of another container by now, whose program is a child of ours.
+                    let spared: Vec<i32> =
+                        if held.is_some() { Vec::new() } else { self.children.keys().copied().collect() };
+                    end_namespace(&name, &spared);
                 }
                 if starting {
                     let failed = text.lines().find_map(|l| l.strip_prefix(report::FAILED));
@@ -304,15 +314,28 @@ impl Pod {
     }
 }
 
-/// Ends what a container left running: every process that lives in its mount namespace.
-fn end_namespace(namespace: &str) {
+impl Child {
+    /// Takes hold of the container's mount namespace as soon as it has said that it has one.
+    fn hold_namespace(&mut self, pid: i32) {
+        let Role::Container { starting: true, namespace: namespace @ None } = &mut self.role else { return };
+        let text = String::from_utf8_lossy(&self.collected);
+        let lines = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+        if let Some(name) = lines.filter_map(|line| line.strip_prefix(report::NAMESPACE)).next() {
+            let held = fs::File::open(format!("/proc/{pid}/ns/mnt")).ok();
+            *namespace = Some(Namespace { name: name.to_owned(), held });
+        }
+    }
+}
+
+/// Ends what a container left running: every process that lives in its mount namespace, but for those that are spared.
+fn end_namespace(namespace: &str, spared: &[i32]) {
     for _ in 0..100 {
         let mut found = false;
         let Ok(processes) = fs::read_dir("/proc") else { return };
         for entry in processes.flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
             let Ok(link) = fs::read_link(entry.path().join("ns/mnt")) else { continue };
-            if pid != 1 && link.to_str() == Some(namespace) {
+            if pid != 1 && !spared.contains(&pid) && link.to_str() == Some(namespace) {
                 found |= kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok();
             }
         }

@@ -59,7 +59,7 @@ fn a_post_start_hook_that_fails_ends_its_container_only() {
     });
     let how = container(&pod, "first")["lastState"]["terminated"]["message"].as_str().unwrap_or_default().to_owned();
     assert!(how.contains("postStart: exit code 3: the reason"), "{pod:#}");
-    assert_eq!(container(&pod, "second")["restartCount"], 0);
+    assert_eq!(container(&pod, "second")["restartCount"], 0, "{pod:#}");
 }
 
 /// A server that answers `GET /` with a status over TLS, with a certificate that nobody knows.
