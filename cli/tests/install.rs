@@ -95,6 +95,21 @@ fn a_cluster_that_refuses() {
 }
 
 #[test]
+fn a_cluster_that_is_too_old() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = directory.path();
+    kubeconfig(at, &api_server("200 OK", r#"{"major":"1","minor":"19+","gitVersion":"v1.19.16-gke.1"}"#));
+    for arguments in [&["install"][..], &["install", "--crds"], &["upgrade"]] {
+        let ran = weft(at, &[arguments, &["--kubeconfig", "config"]].concat(), "");
+        assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{arguments:?}");
+        assert_eq!(ran.err, "Error: Kubernetes v1.19.16-gke.1 is older than 1.20\n", "{arguments:?}");
+    }
+    let ran = weft(at, &["check", "--pre", "--kubeconfig", "config"], "");
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.out.contains("× is running the minimum Kubernetes API version\n    Kubernetes v1.19"), "{}", ran.out);
+}
+
+#[test]
 fn settings_that_cannot_be_used() {
     let directory = tempfile::tempdir().unwrap();
     let at = directory.path();

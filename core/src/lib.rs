@@ -9,6 +9,7 @@ pub mod manifest;
 pub mod mesh;
 pub mod names;
 pub mod owner;
+pub mod ports;
 pub mod selector;
 pub mod token;
 pub mod trust;

@@ -147,10 +147,12 @@ wait_for 60 containerd ctr -a "$run/containerd.sock" version
 for image in "$run"/images/*.tar; do ctr -a "$run/containerd.sock" -n k8s.io images import "$image"; done
 wait_for 120 "the API server" kubectl get --raw /readyz
 config() { echo "--kubeconfig=$keys/$1.kubeconfig --authentication-kubeconfig=$keys/$1.kubeconfig --authorization-kubeconfig=$keys/$1.kubeconfig"; }
+# The grace period is longer than a test keeps the API server away: when it is back, this, which heard of no node for so
+# long, would take the only one for dead and every pod out of its service, before the kubelet had a chance to say so.
 start controller-manager kube-controller-manager $(config controller-manager) --use-service-account-credentials \
   --service-account-private-key-file="$keys/accounts.key" --root-ca-file="$keys/ca.crt" \
   --cluster-signing-cert-file="$keys/ca.crt" --cluster-signing-key-file="$keys/ca.key" --feature-gates="$gates" \
-  --controllers='*,bootstrapsigner,tokencleaner' --leader-elect=false --bind-address=127.0.0.1 --port=0
+  --controllers='*,bootstrapsigner,tokencleaner' --node-monitor-grace-period=5m --leader-elect=false --bind-address=127.0.0.1 --port=0
 start scheduler kube-scheduler $(config scheduler) --leader-elect=false --bind-address=127.0.0.1 --port=0
 start kubelet kubelet --config="$run/kubelet.yaml" --kubeconfig="$keys/kubelet.kubeconfig" \
   --hostname-override="$node_name" --node-ip="$node_address" --root-dir=/var/lib/kubelet --container-runtime=remote \

@@ -75,9 +75,9 @@ pub struct Accounts {
 }
 
 impl Accounts {
-    /// Accounts without requests.
-    pub fn new(rate: u32) -> Self {
-        Self { http: Ledger::new(rate), grpc: Ledger::new(rate), paused: watch::Sender::new(false) }
+    /// Accounts without requests, of so many a second.
+    pub fn new(http: u32, grpc: u32) -> Self {
+        Self { http: Ledger::new(http), grpc: Ledger::new(grpc), paused: watch::Sender::new(false) }
     }
 
     /// Whether nothing is to be sent.

@@ -3,6 +3,7 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
+use accounts::Accounts;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use tokio::net::TcpListener;
@@ -44,6 +45,15 @@ enum Part {
         #[arg(long)]
         rate: u32,
     },
+    /// Lists the emoji of an emojivoto and votes, in turn, and tells on port 9000 what became of it
+    Visit {
+        /// Host and port of its web
+        #[arg(long)]
+        web: String,
+        /// Requests a second
+        #[arg(long)]
+        rate: u32,
+    },
 }
 
 async fn listen(port: u16) -> anyhow::Result<TcpListener> {
@@ -58,22 +68,32 @@ async fn main() -> anyhow::Result<()> {
             echo::run(listen(http_port).await?, listen(grpc_port).await?, shutdown).await
         }
         Part::Send { http, grpc, rate } => {
-            let accounts = accounts::Accounts::new(rate);
+            let accounts = Accounts::new(rate, rate);
             let send = async {
                 tokio::join!(
-                    send::http(http, rate, &accounts.http, accounts.paused()),
+                    send::http(http, send::Server::Echo, rate, &accounts.http, accounts.paused()),
                     send::grpc(grpc, rate, &accounts.grpc, accounts.paused())
                 );
             };
-            let mut ended = shutdown.clone();
-            tokio::select! {
-                () = send => {}
-                () = accounts.clone().tell(listen(weft_e2e::REPORT_PORT).await?, shutdown) => {}
-                () = ended.ended() => {}
-            }
-            Ok(())
+            until_the_end(send, &accounts, shutdown).await
+        }
+        Part::Visit { web, rate } => {
+            let accounts = Accounts::new(rate, 0);
+            let send = send::http(web, send::Server::Emojivoto, rate, &accounts.http, accounts.paused());
+            until_the_end(send, &accounts, shutdown).await
         }
     }
+}
+
+/// Sends, and tells the accounts, until this program is to end.
+async fn until_the_end(send: impl Future<Output = ()>, accounts: &Accounts, shutdown: Shutdown) -> anyhow::Result<()> {
+    let mut ended = shutdown.clone();
+    tokio::select! {
+        () = send => {}
+        () = accounts.clone().tell(listen(weft_e2e::REPORT_PORT).await?, shutdown) => {}
+        () = ended.ended() => {}
+    }
+    Ok(())
 }
 
 /// A request that has no answer after this long has failed. Only a mesh that has lost it gets there.

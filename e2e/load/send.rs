@@ -26,15 +26,48 @@ const CHANNELS: u64 = 4;
 
 type Connection = SendRequest<Empty<Bytes>>;
 
+/// Whom requests are sent to.
+#[derive(Debug, Clone, Copy)]
+pub enum Server {
+    /// `weft-load serve`, which says who it is.
+    Echo,
+    /// The web of an emojivoto, which asks its two services.
+    Emojivoto,
+}
+
+impl Server {
+    fn path(self, number: u64) -> &'static str {
+        match self {
+            Self::Echo => "/",
+            Self::Emojivoto if number.is_multiple_of(2) => "/api/list",
+            Self::Emojivoto => "/api/vote?choice=:joy:",
+        }
+    }
+
+    /// Who says that it has answered this request.
+    fn answered(self, body: &str, number: u64) -> anyhow::Result<String> {
+        match self {
+            Self::Echo => answered(body, number),
+            Self::Emojivoto if number.is_multiple_of(2) => {
+                let list: Vec<serde_json::Value> = serde_json::from_str(body).context("not a list")?;
+                ensure!(list.len() == 100, "{} emoji", list.len());
+                Ok("list".into())
+            }
+            Self::Emojivoto => Ok("vote".into()),
+        }
+    }
+}
+
 /// Sends GET requests, for ever.
-pub async fn http(host: String, rate: u32, ledger: &Ledger, paused: watch::Receiver<bool>) {
-    let client = Http { host: host.into(), idle: Arc::default() };
+pub async fn http(host: String, server: Server, rate: u32, ledger: &Ledger, paused: watch::Receiver<bool>) {
+    let client = Http { host: host.into(), server, idle: Arc::default() };
     pace::keep(rate, ledger, paused, move |number| client.clone().request(number)).await;
 }
 
 #[derive(Clone)]
 struct Http {
     host: Arc<str>,
+    server: Server,
     /// As many as there were requests in flight at most.
     idle: Arc<Mutex<Vec<Connection>>>,
 }
@@ -46,7 +79,7 @@ impl Http {
             Some(connection) => connection,
             None => self.connect().await?,
         };
-        let request = Request::get("/").header(header::HOST, &*self.host).header(NUMBER, number);
+        let request = Request::get(self.server.path(number)).header(header::HOST, &*self.host).header(NUMBER, number);
         let request = if keep { request } else { request.header(header::CONNECTION, "close") };
         let response = connection.send_request(request.body(Empty::new())?).await.context("request")?;
         let (head, body) = response.into_parts();
@@ -56,7 +89,7 @@ impl Http {
         if !head.status.is_success() {
             bail!("{}: {body} {:?}", head.status, head.headers.get("l5d-proxy-error"));
         }
-        let pod = answered(&body, number)?;
+        let pod = self.server.answered(&body, number)?;
         if keep && connection.ready().await.is_ok() {
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         }

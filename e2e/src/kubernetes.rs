@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
-use crate::{REPORT_PORT, Ran, Report, binaries, manifest, run, wait_for};
+use crate::{Process, REPORT_PORT, Ran, Report, binaries, manifest, run, wait_for};
 
 /// The images of the tests, and the programs in each. The first is the entry point.
 const IMAGES: [(&str, &[&str]); 5] = [
@@ -164,7 +164,7 @@ impl Kubernetes {
         serde_json::from_str(&text).with_context(|| format!("not a report: {text}"))
     }
 
-    /// Waits until so many more requests of each protocol were answered, and answers the report then.
+    /// Waits until so many more requests of each protocol that is sent were answered, and answers the report then.
     ///
     /// # Errors
     ///
@@ -174,10 +174,65 @@ impl Kubernetes {
         wait_for(&format!("{answered} more answers"), || {
             let now = self.report(namespace)?;
             for (begin, now) in [(&begin.http, &now.http), (&begin.grpc, &now.grpc)] {
-                ensure!(now.answered >= begin.answered + answered, "{now:?}");
+                ensure!(now.rate == 0 || now.answered >= begin.answered + answered, "{now:?}");
             }
             Ok(now)
         })
+    }
+
+    /// The names of the pods with these labels in a namespace that are not being deleted.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be had.
+    pub fn pods(&self, namespace: &str, selector: &str) -> anyhow::Result<Vec<String>> {
+        let mut pods = self.list("pods", selector)?;
+        pods.retain(|pod| {
+            pod["metadata"]["namespace"] == namespace && pod["metadata"].get("deletionTimestamp").is_none()
+        });
+        Ok(pods.iter().filter_map(|pod| Some(pod["metadata"]["name"].as_str()?.to_owned())).collect())
+    }
+
+    /// The proxy of a pod, of a cluster that was started for the tests.
+    ///
+    /// # Errors
+    ///
+    /// When it does not run, or runs elsewhere.
+    pub fn proxy(&self, namespace: &str, pod: &str) -> anyhow::Result<Process> {
+        ensure!(self.own, "the processes of another cluster cannot be seen");
+        let pods = self.list("pods", "linkerd.io/control-plane-ns")?;
+        let id = |pod: &Value| (pod["metadata"]["namespace"].clone(), pod["metadata"]["name"].clone());
+        let found = pods.iter().find(|one| id(one) == (namespace.into(), pod.into())).context("no such pod")?;
+        let statuses = found["status"]["containerStatuses"].as_array().context("no containers")?;
+        let proxy = statuses.iter().find(|status| status["name"] == "linkerd-proxy").context("no proxy")?;
+        let container = proxy["containerID"].as_str().context("it has not started")?;
+        let container = container.rsplit('/').next().unwrap_or_default();
+        // The shim that runs a container has its name, and the control group of its processes too.
+        let member = |process: &Process| {
+            process.program() == "weft-proxy" && process.control_groups().is_ok_and(|groups| groups.contains(container))
+        };
+        Process::all().into_iter().find(member).with_context(|| format!("no process of {container}"))
+    }
+
+    /// Stops the API server of a cluster that was started for the tests, without a warning, or starts it again.
+    ///
+    /// # Errors
+    ///
+    /// When that fails.
+    pub fn api_server(&self, what: &str) -> anyhow::Result<()> {
+        ensure!(self.own, "the API server of another cluster cannot be stopped");
+        let script = manifest("e2e/kubernetes/apiserver.sh");
+        // What is started keeps its output, so only a file can be waited for.
+        let err = self.scratch.path().join("apiserver.err");
+        let mut command = Command::new(script);
+        let status = command
+            .arg(what)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(&err)?)
+            .status()?;
+        ensure!(status.success(), "apiserver.sh {what}: {}", std::fs::read_to_string(&err)?);
+        Ok(())
     }
 }
 

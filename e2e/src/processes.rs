@@ -100,6 +100,16 @@ impl Process {
         Ok(link.with_context(|| format!("{} is gone", self.program()))?.display().to_string())
     }
 
+    /// Its control groups, as the kernel writes them.
+    ///
+    /// # Errors
+    ///
+    /// When the process is gone.
+    pub fn control_groups(&self) -> anyhow::Result<String> {
+        let groups = fs::read_to_string(format!("/proc/{}/cgroup", self.pid));
+        groups.with_context(|| format!("{} is gone", self.program()))
+    }
+
     /// What it uses now.
     ///
     /// # Errors

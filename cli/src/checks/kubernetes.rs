@@ -1,7 +1,7 @@
 //! Checks that are only about Kubernetes: before and after `weft install`.
 
 use super::{
-    Cluster, Options, api_checks, data_plane, decode, identity, name, namespace, same_version, text, versions,
+    Cluster, Options, api_checks, data_plane, decode, identity, name, namespace, same_version, sanity, text, versions,
 };
 use crate::chart::{self, RESOURCES, Release};
 use crate::check::{Runner, Severity};
@@ -75,15 +75,20 @@ pub async fn connect<A: ApiServer + Clone>(runner: &mut Runner, found: Result<A,
         .await?;
     runner.category("kubernetes-version");
     runner
-        .check("is running the minimum Kubernetes API version", Severity::FATAL, hint, async || {
-            let (major, minor, shown) = &version;
-            match (*major, *minor) >= MINIMUM {
-                true => Ok(()),
-                false => Err(format!("{shown} is older than {}.{}", MINIMUM.0, MINIMUM.1)),
-            }
-        })
+        .check("is running the minimum Kubernetes API version", Severity::FATAL, hint, async || new_enough(&version))
         .await?;
     Some(server)
+}
+
+/// Whether a version of Kubernetes (major, minor, and as it writes it) is one that the control plane works with.
+///
+/// # Errors
+/// That it is not.
+pub fn new_enough((major, minor, shown): &(u32, u32, String)) -> Result<(), String> {
+    match (*major, *minor) >= MINIMUM {
+        true => Ok(()),
+        false => Err(format!("Kubernetes {shown} is older than {}.{}", MINIMUM.0, MINIMUM.1)),
+    }
 }
 
 /// Whether the control plane can be installed: `weft check --pre`.
@@ -331,6 +336,42 @@ async fn existence(runner: &mut Runner, server: &impl ApiServer, options: &Optio
             Ok(())
         })
         .await;
+    if !options.proxy_only {
+        cluster_networks(runner, server, control).await;
+    }
+}
+
+/// Whatever is not in `clusterNetworks` is unknown to proxies, so that traffic to it is in the clear.
+async fn cluster_networks(runner: &mut Runner, server: &impl ApiServer, control: &str) {
+    let hint = "`weft upgrade --set clusterNetworks=`";
+    let networks = runner
+        .check("cluster networks can be verified", Severity::WARNING, hint, async || {
+            let path = path_of("v1", "configmaps", Some(control), Some(CONFIG));
+            let found = server.find(&path).await.map_err(said)?;
+            sanity::networks(found.as_ref().map(|map| text(map, "/data/values")).unwrap_or_default())
+        })
+        .await;
+    let Some(networks) = networks else { return };
+    for (what, kind, lists, single) in [
+        ("node podCIDRs", "nodes", ["/spec/podCIDRs"], "/spec/podCIDR"),
+        ("pods", "pods", ["/status/podIPs"], "/status/podIP"),
+        ("services", "services", ["/spec/clusterIPs"], "/spec/clusterIP"),
+    ] {
+        runner
+            .check(&format!("cluster networks contains all {what}"), Severity::ERROR, hint, async || {
+                let objects = server.list(&path_of("v1", kind, None, None)).await.map_err(said)?;
+                let on_host = |object: &Value| object.pointer("/spec/hostNetwork") == Some(&Value::Bool(true));
+                for object in objects.iter().filter(|object| !on_host(object) && !ended(object)) {
+                    let addresses = sanity::addresses(object, &lists, single);
+                    if let Some(address) = sanity::outside(&networks, addresses.into_iter()) {
+                        let whose = name(object);
+                        return Err(format!("{address} of {whose} is in none of the networks of the cluster"));
+                    }
+                }
+                Ok(())
+            })
+            .await;
+    }
 }
 
 fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {

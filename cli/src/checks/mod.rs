@@ -1,6 +1,7 @@
 //! What `weft check` checks, in order. What is only about Kubernetes is in [`kubernetes`].
 
 pub mod kubernetes;
+mod sanity;
 
 use crate::check::{Runner, Severity};
 use crate::cluster::Mesh;
@@ -295,6 +296,8 @@ async fn data_plane(runner: &mut Runner, cluster: &impl Cluster, options: &Optio
             Ok(())
         })
         .await;
+    sanity::labels(runner, cluster, options).await;
+    sanity::opaque_ports(runner, cluster, options).await;
 }
 
 fn same_version(what: &str, version: &str) -> Result<(), String> {

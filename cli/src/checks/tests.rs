@@ -121,6 +121,13 @@ weft-data-plane
 √ data plane proxies are scraped
 √ pods that ask for a proxy have one
 √ data plane and cli versions match
+√ data plane pod labels are configured correctly
+√ data plane service labels are configured correctly
+√ data plane namespace labels are configured correctly
+
+weft-opaque-ports-definition
+----------------------------
+√ opaque ports are properly annotated
 
 Status check results are √
 ";
@@ -208,6 +215,73 @@ fn each_fault_is_named() {
     let (ok, _) =
         fault(&|c| c.api.as_mut().unwrap().proxies_failed.push("other/web-1: refused".into()), Some("emojivoto"));
     assert!(ok);
+}
+
+#[test]
+fn settings_that_contradict_each_other() {
+    let found = |pod_annotations: Value, service: Value, labels: Value| {
+        let mut cluster = healthy(OffsetDateTime::now_utc());
+        let pods = cluster.objects.get_mut("pods").unwrap();
+        pods[3]["metadata"]["annotations"] = pod_annotations;
+        pods[3]["metadata"]["annotations"]["linkerd.io/proxy-version"] = VERSION.into();
+        pods[3]["metadata"]["labels"] = labels;
+        pods[3]["metadata"]["labels"]["app"] = "web".into();
+        pods[3]["spec"]["containers"][1]["ports"] = json!([{ "name": "db", "containerPort": 9000 }]);
+        cluster.objects.insert("services", vec![service]);
+        let (success, text) = checked(&cluster, CheckOutput::Short, None);
+        // All of them are warnings.
+        assert!(success, "{text}");
+        text
+    };
+    let service = |annotation: Option<&str>, ports: Value| {
+        let annotations = annotation.map(|ports| json!({ "config.linkerd.io/opaque-ports": ports }));
+        let metadata = json!({ "name": "web", "namespace": "emojivoto", "annotations": annotations });
+        json!({ "metadata": metadata, "spec": { "selector": { "app": "web" }, "ports": ports } })
+    };
+    let well = "Status check results are √\n";
+    let opaque = |ports: &str| json!({ "config.linkerd.io/opaque-ports": ports });
+    let named = json!([{ "port": 80, "targetPort": "db" }]);
+    assert_eq!(found(opaque("9000"), service(Some("80"), named.clone()), json!({})), well);
+    assert_eq!(found(opaque("db"), service(Some("70-90"), named.clone()), json!({})), well);
+    assert_eq!(found(json!({}), service(None, json!([{ "port": 3306 }])), json!({})), well);
+    // Declared for the port itself, or not of TCP.
+    assert_eq!(found(opaque("9000"), service(None, json!([{ "port": 9000, "appProtocol": "db" }])), json!({})), well);
+    assert_eq!(found(opaque("9000"), service(None, json!([{ "port": 9000, "protocol": "UDP" }])), json!({})), well);
+    for (annotations, service, labels, expected) in [
+        (
+            opaque("9000"),
+            service(None, named.clone()),
+            json!({}),
+            "port 9000 of pod emojivoto/web-abc-12345 is opaque, but port 80 of service emojivoto/web is not",
+        ),
+        (
+            json!({}),
+            service(Some("80"), named),
+            json!({}),
+            "port 80 of service emojivoto/web is opaque, but port 9000 of pod emojivoto/web-abc-12345 is not",
+        ),
+        (
+            json!({}),
+            service(None, json!([{ "port": 3306, "targetPort": 9000 }])),
+            json!({}),
+            "port 3306 of service emojivoto/web is opaque, but port 9000",
+        ),
+        (
+            json!({}),
+            service(None, json!([])),
+            json!({ "linkerd.io/inject": "enabled" }),
+            "emojivoto/web-abc-12345 has the label linkerd.io/inject, which is an annotation",
+        ),
+        (
+            json!({}),
+            service(None, json!([])),
+            json!({ "config.linkerd.io/proxy-uid": "1" }),
+            "emojivoto/web-abc-12345 has the label config.linkerd.io/proxy-uid",
+        ),
+    ] {
+        let text = found(annotations, service, labels);
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ pub use removal::{prune, uninstall};
 
 use crate::args::{Install, InstallSettings, ManifestOutput, Upgrade};
 use crate::chart::{self, CONTROL_PLANE, RESOURCES, Release};
+use crate::checks::kubernetes::new_enough;
 use crate::cluster::Mesh;
 use crate::inject::write;
 use crate::kubernetes::{Kubernetes, path_of};
@@ -38,10 +39,12 @@ pub async fn install(args: Install, mesh: &Mesh) -> Result<ExitCode, Failure> {
     };
     let mut versions = owned(NEWEST);
     if let Some(cluster) = &cluster {
-        versions = cluster.api_versions().await.map_err(|e| {
+        let unreachable = |e| {
             let hint = "with --ignore-cluster no cluster is asked";
             Failure::new(format!("Cannot connect to Kubernetes: {e}; {hint}"))
-        })?;
+        };
+        new_enough(&cluster.version().await.map_err(unreachable)?).map_err(Failure::new)?;
+        versions = cluster.api_versions().await.map_err(unreachable)?;
     }
     if args.crds {
         print(&write(&resources(&args.settings, &mesh.control)?, args.output));
@@ -68,6 +71,7 @@ pub async fn install(args: Install, mesh: &Mesh) -> Result<ExitCode, Failure> {
 /// When there is no control plane that `weft install` made, or a setting cannot be used.
 pub async fn upgrade(args: Upgrade, mesh: &Mesh) -> Result<ExitCode, Failure> {
     let cluster = mesh.kubernetes().await?;
+    new_enough(&cluster.version().await?).map_err(Failure::new)?;
     let wanted = if args.crds {
         resources(&args.settings, &mesh.control)?
     } else {

@@ -6,7 +6,7 @@
 //! number of different subjects, not the number of streams.
 
 pub mod pod;
-pub mod ports;
+pub use weft_core::ports;
 pub mod service;
 
 use crate::source::Event;

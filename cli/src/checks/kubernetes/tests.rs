@@ -174,7 +174,7 @@ fn each_fault_is_named() {
     fn object<'a>(server: &'a mut Objects, kind: &str, wanted: &str) -> &'a mut Value {
         server.objects.iter_mut().find(|o| text(o, "/kind") == kind && name(o) == wanted).unwrap()
     }
-    let cases: [(Change, bool, &str); 11] = [
+    let cases: [(Change, bool, &str); 14] = [
         (|s| without(s, "Namespace", "weft"), false, "there is no namespace weft"),
         (|s| without(s, "ClusterRole", "weft-weft-injector"), false, "weft-weft-injector is missing"),
         (
@@ -222,6 +222,36 @@ fn each_fault_is_named() {
             },
             true,
             "the failurePolicy of weft-injector-webhook-config is Ignore",
+        ),
+        (
+            |s| object(s, "ConfigMap", CONFIG)["data"]["values"] = "clusterNetworks: 10.0.0.0/8,x".into(),
+            true,
+            "clusterNetworks: x is not a network",
+        ),
+        (
+            |s| {
+                s.objects.push(json!({
+                    "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node2" },
+                    "spec": { "podCIDR": "203.0.113.0/24", "podCIDRs": ["203.0.113.0/24", "2001:db8::/64"] },
+                }));
+            },
+            false,
+            "203.0.113.0/24 of node2 is in none of the networks of the cluster",
+        ),
+        (
+            |s| {
+                let pod = |name: &str, ip: &str, host: bool| {
+                    json!({
+                        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "namespace": "other" },
+                        "spec": { "hostNetwork": host }, "status": { "podIP": ip, "podIPs": [{ "ip": ip }] },
+                    })
+                };
+                s.objects.push(pod("on-host", "203.0.113.6", true));
+                s.objects.push(pod("inside", "10.1.2.3", false));
+                s.objects.push(pod("outside", "203.0.113.7", false));
+            },
+            false,
+            "203.0.113.7 of outside is in none of the networks of the cluster",
         ),
     ];
     for (change, success, expected) in cases {

@@ -1,6 +1,6 @@
 //! Sets of ports, as annotations write them: `3306,4000-5000,mysql`.
 
-use weft_core::names::DEFAULT_OPAQUE_PORTS;
+use crate::names::DEFAULT_OPAQUE_PORTS;
 
 /// A set of ports.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -18,11 +18,8 @@ impl Ports {
             };
             match range {
                 Some((low, high)) if low <= high && low > 0 => ports.push((low, high)),
-                Some(_) => tracing::debug!(part, "not a range of ports"),
-                None => match named(part) {
-                    Some(port) => ports.push((port, port)),
-                    None => tracing::debug!(part, "neither a port, nor a range, nor the name of one"),
-                },
+                Some(_) => {}
+                None => ports.extend(named(part).map(|port| (port, port))),
             }
         }
         Ports(ports)

@@ -1,6 +1,8 @@
 //! The walk that users of a mesh know: from an empty Kubernetes cluster to a meshed application and back, with the
 //! commands as people type them.
 
+mod faults;
+
 use std::{
     collections::BTreeMap,
     process::{Command, ExitCode},
@@ -11,6 +13,7 @@ use base64::Engine;
 use libtest_mimic::{Arguments, Trial};
 use serde::Deserialize;
 use serde_json::Value;
+use time::OffsetDateTime;
 use weft_e2e::{Kubernetes, binaries, manifest, run, wait_for};
 
 fn main() -> ExitCode {
@@ -120,8 +123,18 @@ fn walk(cluster: &Kubernetes) -> anyhow::Result<()> {
     applications(cluster)?;
     println!("commands");
     commands(cluster)?;
+    println!("half an installation");
+    half(cluster)?;
+    println!("expired certificates");
+    expired(cluster)?;
     println!("upgrade");
     upgrade(cluster)?;
+    if cluster.is_own() {
+        println!("faults");
+        faults::all(cluster)?;
+    } else {
+        println!("no faults: the processes of this cluster are not ours to kill");
+    }
     println!("uninstall");
     uninstall(cluster)
 }
@@ -239,6 +252,76 @@ fn commands(cluster: &Kubernetes) -> anyhow::Result<()> {
     let list = cluster.weft(&["viz", "list", "-n", "emojivoto"])?.success()?;
     ensure!(list.contains(&format!("emojivoto/{pod}")), "{list}");
     Ok(())
+}
+
+/// What is missing is named, and `weft upgrade` brings it back, while requests go on.
+fn half(cluster: &Kubernetes) -> anyhow::Result<()> {
+    let before = cluster.report_after("load", 100)?;
+    let missing = |kind: &str, name: &str, said: &str| -> anyhow::Result<()> {
+        cluster.kubectl(&["delete", kind, name, "-n", "weft"])?;
+        let check = cluster.weft(&["check", "--wait", "0s"])?;
+        ensure!(check.status.code() == Some(2) && check.stdout.contains(said), "{kind} {name}: {check}");
+        let again = cluster.weft(&["install"])?;
+        ensure!(again.status.code() == Some(1) && again.stdout.is_empty(), "{again}");
+        Ok(())
+    };
+    for (kind, name, said) in [
+        ("clusterrole", "weft-weft-destination", "weft-weft-destination is missing"),
+        ("mutatingwebhookconfiguration", "weft-injector-webhook-config", "weft-injector-webhook-config is missing"),
+        ("deployment", "weft-metrics", "there is no Deployment weft-metrics"),
+    ] {
+        missing(kind, name, said)?;
+        cluster.apply(&cluster.weft(&["upgrade"])?.success()?)?;
+    }
+    cluster.weft(&["check", "--wait", "3m"])?.success()?;
+    missing("deployment", "weft-identity", "there is no Deployment weft-identity")?;
+    missing("configmap", "weft-identity-trust-roots", "there is no Deployment weft-identity")?;
+    let refused = cluster.weft(&["upgrade"])?;
+    ensure!(refused.status.code() == Some(1) && refused.stdout.is_empty(), "{refused}");
+    ensure!(refused.stderr.contains("ConfigMap weft-identity-trust-roots in weft has no trust anchors"), "{refused}");
+    // They are the first in every proxy's environment, too, and in whatever backup there is.
+    let path = "jsonpath={.spec.template.spec.containers[?(@.name==\"linkerd-proxy\")].env[?(@.name==\"LINKERD2_PROXY_IDENTITY_TRUST_ANCHORS\")].value}";
+    let anchors = cluster.kubectl(&["get", "deployment", "-n", "weft", "weft-destination", "-o", path])?;
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("anchors.crt");
+    std::fs::write(&file, anchors)?;
+    let file = file.display().to_string();
+    cluster.apply(&cluster.weft(&["upgrade", "--identity-trust-anchors-file", &file])?.success()?)?;
+    cluster.weft(&["check", "--wait", "3m"])?.success()?;
+    cluster.report_after("load", 100)?.since(&before).nothing_failed()
+}
+
+/// An issuer that has run out is named, is not upgraded with, and stops no proxy.
+fn expired(cluster: &Kubernetes) -> anyhow::Result<()> {
+    let before = cluster.report_after("load", 100)?;
+    let secret =
+        |cluster: &Kubernetes| cluster.kubectl(&["get", "secret", "-n", "weft", "weft-identity-issuer", "-o", "json"]);
+    let good = secret(cluster)?;
+    // Two years ago it was fine.
+    let old =
+        weft_core::trust::generate_for("weft", "cluster.local", OffsetDateTime::now_utc() - 730 * time::Duration::DAY)?;
+    let mut bad: Value = serde_json::from_str(&good)?;
+    let encode = |text: &str| Value::from(base64::engine::general_purpose::STANDARD.encode(text));
+    bad["data"]["crt.pem"] = encode(&old.issuer_pem);
+    bad["data"]["key.pem"] = encode(&old.issuer_key_pem);
+    cluster.apply(&bad.to_string())?;
+    let check = cluster.weft(&["check", "--wait", "0s"])?;
+    ensure!(check.status.code() == Some(2), "{check}");
+    ensure!(check.stdout.contains("× issuer cert is within its validity period"), "{check}");
+    ensure!(check.stdout.contains("docs/checks.md#issuer-cert-is-within-its-validity-period"), "{check}");
+    let refused = cluster.weft(&["upgrade"])?;
+    ensure!(refused.status.code() == Some(1) && refused.stdout.is_empty(), "{refused}");
+    ensure!(refused.stderr.contains("issuer (identity.issuer.tls): "), "{refused}");
+    // Identity goes on with the one that it has.
+    wait_for("identity says so", || {
+        let logs = cluster.kubectl(&["logs", "-n", "weft", "deploy/weft-identity", "-c", "identity"])?;
+        ensure!(logs.contains("credentials cannot be used"), "{logs}");
+        Ok(())
+    })?;
+    cluster.report_after("load", 100)?;
+    cluster.apply(&good)?;
+    cluster.weft(&["check", "--wait", "3m"])?.success()?;
+    cluster.report_after("load", 100)?.since(&before).nothing_failed()
 }
 
 /// Settings change and every component is restarted, while requests go on.
