@@ -85,7 +85,7 @@ fn metadata(object: &Object) -> Result<(), Fault> {
 }
 
 const DNS_LABEL: &str = "1 to 63 lower-case letters, digits or '-', beginning and ending with a letter or digit";
-const DNS_NAME: &str =
+pub(crate) const DNS_NAME: &str =
     "1 to 253 lower-case letters, digits, '-' or '.', each part beginning and ending with a letter or digit";
 
 fn is_dns_label(name: &str) -> bool {
@@ -96,7 +96,7 @@ fn is_dns_label(name: &str) -> bool {
         && edge(name.chars().next_back())
 }
 
-fn is_dns_name(name: &str) -> bool {
+pub(crate) fn is_dns_name(name: &str) -> bool {
     let part = |part: &str| {
         let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
         part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')

@@ -2,6 +2,7 @@
 
 mod difference;
 mod removal;
+mod settings;
 
 pub use difference::difference;
 pub use removal::{prune, uninstall};
@@ -141,6 +142,7 @@ fn resources(settings: &InstallSettings, control: &str) -> Result<Vec<Value>, Fa
 
 /// All objects of the control plane, and the Secret that remembers what was set.
 fn objects(values: &Value, overrides: &Value, control: &str, versions: &[String]) -> Result<Vec<Value>, Failure> {
+    settings::check(values, control)?;
     let versions: Vec<&str> = versions.iter().map(String::as_str).collect();
     let mut objects = CONTROL_PLANE.render(values, &Release { namespace: control, api_versions: &versions })?;
     let mut remembered = overrides.clone();

@@ -6,6 +6,7 @@
 //! with a pod template, a Namespace (annotation only) or a List of those.
 
 mod containers;
+pub mod forms;
 mod settings;
 pub mod values;
 

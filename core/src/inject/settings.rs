@@ -268,7 +268,7 @@ fn ratio(text: &str) -> Result<String, String> {
 }
 
 /// A Kubernetes quantity as a number: `100m`, `20Mi`, `1.5`.
-fn quantity(text: &str) -> Result<f64, String> {
+pub(super) fn quantity(text: &str) -> Result<f64, String> {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     let factor = match unit {
@@ -324,7 +324,7 @@ pub(super) fn go_duration(text: &str) -> Result<String, String> {
 }
 
 /// `80,8000-8100`, checked and without spaces.
-fn port_ranges(text: &str) -> Result<String, String> {
+pub(super) fn port_ranges(text: &str) -> Result<String, String> {
     port_list(text, |_| None)
 }
 

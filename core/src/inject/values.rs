@@ -1,7 +1,8 @@
 //! The values of the chart that say what is injected, as the ConfigMap `weft-config` holds them (key `values`, YAML). Their
 //! names are those of Linkerd's chart.
 
-use super::InjectConfig;
+use super::settings::Settings;
+use super::{CONFIG_PREFIX, InjectConfig};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -100,13 +101,28 @@ impl InjectConfig {
                 config.defaults.insert((*annotation).to_owned(), text);
             }
         }
-        Ok(config)
+        // A pod that says nothing itself: what cannot be used for it cannot be used for any.
+        match Settings::read(&Value::Null, &BTreeMap::new(), &config) {
+            Ok(_) => Ok(config),
+            Err((name, message)) => {
+                let annotation = name.trim_start_matches(CONFIG_PREFIX);
+                let known = DEFAULTS.iter().find(|(_, default)| *default == annotation);
+                let field = known.map_or_else(|| annotation.to_owned(), |(pointer, _)| path(pointer));
+                Err(Error { field, message })
+            }
+        }
     }
 }
 
+fn path(pointer: &str) -> String {
+    pointer.trim_start_matches('/').replace('/', ".")
+}
+
 fn wrong(pointer: &str) -> Error {
-    let field = pointer.trim_start_matches('/').replace('/', ".");
-    Error { field, message: "is neither a text, nor a number, nor true or false, nor a list of those".into() }
+    Error {
+        field: path(pointer),
+        message: "is neither a text, nor a number, nor true or false, nor a list of those".into(),
+    }
 }
 
 /// A value as an annotation would have it.
@@ -169,5 +185,10 @@ mod tests {
         assert_eq!(field("clusterDomain: {}"), "clusterDomain");
         assert_eq!(field("- 1"), "values");
         assert_eq!(field("a: b: c"), "values");
+        assert_eq!(field("proxy: {uid: -5}"), "proxy.uid");
+        assert_eq!(field("proxy: {resources: {cpu: {request: 2, limit: 1}}}"), "proxy.resources.cpu.limit");
+        assert_eq!(field("proxyInit: {ignoreInboundPorts: 0}"), "proxyInit.ignoreInboundPorts");
+        let error = InjectConfig::from_values("proxy: {logFormat: xml}", "weft", "", "1").unwrap_err();
+        assert_eq!(error.to_string(), "proxy.logFormat: \"xml\" is none of plain, json");
     }
 }
