@@ -24,12 +24,12 @@ root=$work/root image=$work/image blobs=$work/image/blobs/sha256
 mkdir -p "$root" "$blobs"
 
 pack() { tar -C "$1" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --format=ustar -cf "$2" .; }
-# Moves a file among the blobs and prints "SIZE DIGEST".
+# Moves a file among the blobs and then prints "SIZE DIGEST": whoever reads that goes on at once.
 blob() {
   local digest
   digest=$(sha256sum "$1" | cut -d' ' -f1)
-  echo "$(stat -c %s "$1") $digest"
   mv "$1" "$blobs/$digest"
+  echo "$(stat -c %s "$blobs/$digest") $digest"
 }
 
 for program in "$@"; do

@@ -294,13 +294,15 @@ fn half(cluster: &Kubernetes) -> anyhow::Result<()> {
 /// An issuer that has run out is named, is not upgraded with, and stops no proxy.
 fn expired(cluster: &Kubernetes) -> anyhow::Result<()> {
     let before = cluster.report_after("load", 100)?;
-    let secret =
-        |cluster: &Kubernetes| cluster.kubectl(&["get", "secret", "-n", "weft", "weft-identity-issuer", "-o", "json"]);
-    let good = secret(cluster)?;
+    let text = cluster.kubectl(&["get", "secret", "-n", "weft", "weft-identity-issuer", "-o", "json"])?;
+    let mut good: Value = serde_json::from_str(&text)?;
+    // What the API server has added is its own.
+    let metadata = good["metadata"].as_object_mut().context("no metadata")?;
+    metadata.retain(|key, _| matches!(key.as_str(), "name" | "namespace" | "labels"));
     // Two years ago it was fine.
     let old =
         weft_core::trust::generate_for("weft", "cluster.local", OffsetDateTime::now_utc() - 730 * time::Duration::DAY)?;
-    let mut bad: Value = serde_json::from_str(&good)?;
+    let mut bad = good.clone();
     let encode = |text: &str| Value::from(base64::engine::general_purpose::STANDARD.encode(text));
     bad["data"]["crt.pem"] = encode(&old.issuer_pem);
     bad["data"]["key.pem"] = encode(&old.issuer_key_pem);
@@ -319,7 +321,7 @@ fn expired(cluster: &Kubernetes) -> anyhow::Result<()> {
         Ok(())
     })?;
     cluster.report_after("load", 100)?;
-    cluster.apply(&good)?;
+    cluster.apply(&good.to_string())?;
     cluster.weft(&["check", "--wait", "3m"])?.success()?;
     cluster.report_after("load", 100)?.since(&before).nothing_failed()
 }
