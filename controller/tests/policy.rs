@@ -199,7 +199,7 @@ fn detected(policy: &OutboundPolicy) -> &Backend {
     assert_eq!(http_backend(&detect.http1.as_ref().unwrap().routes[0]), backend);
     assert_eq!(http_backend(&detect.http2.as_ref().unwrap().routes[0]), backend);
     let queue = backend.queue.as_ref().unwrap();
-    assert_eq!((queue.capacity, queue.failfast_timeout.unwrap().seconds), (100, 3));
+    assert_eq!((queue.capacity, queue.failfast_timeout.unwrap().seconds), (1000, 3));
     backend
 }
 

@@ -175,10 +175,14 @@ impl Balancer {
         self.upstreams.borrow().iter().any(|u| u.is_ready() && u.weight() > 0)
     }
 
-    /// True when it is worth to try again after an endpoint has failed: another one can be chosen, or may be soon. Discovery
-    /// may replace the last one at any moment.
+    /// True when discovery may replace the endpoints, even the last one, at any moment.
+    pub fn may_change(&self) -> bool {
+        self.watcher.get().is_some()
+    }
+
+    /// True when it is worth to try again after an endpoint has failed: another one can be chosen, or may be soon.
     pub fn has_others(&self) -> bool {
-        self.watcher.get().is_some() || self.upstreams.borrow().len() > 1 || self.has_ready()
+        self.may_change() || self.upstreams.borrow().len() > 1 || self.has_ready()
     }
 
     /// True when an endpoint can be chosen that nothing speaks against.

@@ -36,8 +36,9 @@ const DETECT_TIMEOUT: prost_types::Duration = millis(10_000);
 const DEFAULT_RTT: prost_types::Duration = millis(30);
 /// How fast a balancer forgets.
 const RTT_DECAY: prost_types::Duration = millis(10_000);
-/// Requests that wait for an endpoint.
-const QUEUE_CAPACITY: u32 = 100;
+/// Requests that wait for an endpoint. When the only pod of a service is replaced, what is sent until the news of it has
+/// come waits: Linkerd's 100 are a tenth of a second of a busy client.
+const QUEUE_CAPACITY: u32 = 1000;
 /// How long requests wait for an endpoint before they fail.
 const FAILFAST: prost_types::Duration = millis(3_000);
 

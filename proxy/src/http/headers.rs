@@ -126,6 +126,11 @@ pub fn fate(head: &Response) -> Option<Fate> {
     }
 }
 
+/// What the peer's proxy says went wrong.
+pub fn error(head: &Response) -> Option<String> {
+    Some(String::from_utf8_lossy(head.headers.get(PROXY_ERROR)?).into_owned())
+}
+
 /// Removes from an application's own response what only proxies say to each other.
 pub fn strip_response(head: &mut Response) {
     for name in [PROXY_ERROR, PROXY_CONNECTION, FATE] {

@@ -33,10 +33,14 @@ fn routes(rule: HttpRule) -> OutboundPolicy {
 }
 
 fn balanced(path: &str, failfast: Duration) -> Distribution {
+    queued(path, Queue { capacity: 2, failfast })
+}
+
+fn queued(path: &str, queue: Queue) -> Distribution {
     Distribution::First(vec![Arc::new(Backend {
         meta: Meta::default_named("backend"),
         target: Target::Balance { path: path.into(), load: Load::default() },
-        queue: Queue { capacity: 2, failfast },
+        queue,
         filters: Vec::new(),
     })])
 }
@@ -118,6 +122,55 @@ async fn requests_that_no_application_has_seen_go_to_another_endpoint() {
     let response = soon(connection.send_request(request)).await.unwrap();
     assert!([502, 504].contains(&response.status().as_u16()), "{response:?}");
     assert!(!response.headers().contains_key("l5d-proxy-request"));
+}
+
+/// As when the only pod of a service is replaced: its application has ended, and the news of the next one is on its way.
+#[tokio::test]
+async fn requests_that_no_application_has_seen_wait_for_the_next_endpoint() {
+    let (_socket, dead) = nobody();
+    let app = app(true, |request: Request<Incoming>| async move {
+        let body = text(request.into_body()).await;
+        Response::new(full(body))
+    })
+    .await;
+    let ca = Authority::new();
+    let (ended, next) = (Proxy::start(&ca, SERVER, &[], &[dead]).await, Proxy::start(&ca, SERVER, &[], &[app]).await);
+    let client = Proxy::start(&ca, CLIENT, &[app], &[]).await;
+    let backends = queued("web.test:80", Queue { capacity: 40, failfast: PATIENCE });
+    client.discovery.set_outbound(app, routes(HttpRule { backends, ..HttpRule::default() }));
+    client.discovery.set_endpoints("web.test:80", vec![meshed(dead, &ended)]);
+    let connection = http2(client.outbound(app)).await;
+    let requests: Vec<_> = (0..40)
+        .map(|number| {
+            let mut connection = connection.clone();
+            tokio::spawn(async move {
+                let body = format!("body {number}");
+                let request = Request::post("http://web.test/").body(full(body.clone())).unwrap();
+                let response = soon(connection.send_request(request)).await.unwrap();
+                assert_eq!(response.status(), 200);
+                assert_eq!(text(response.into_body()).await, body);
+            })
+        })
+        .collect();
+    until("the one that has ended was tried", || ended.metric("inbound_http_errors_total", &["error=\"i/o\""]) > 0)
+        .await;
+    client.discovery.set_endpoints("web.test:80", vec![meshed(app, &next)]);
+    for request in requests {
+        soon(request).await.unwrap();
+    }
+    // They do not wait for ever.
+    let backends = balanced("web.test:80", Duration::from_millis(300));
+    client.discovery.set_outbound(app, routes(HttpRule { backends, ..HttpRule::default() }));
+    client.discovery.set_endpoints("web.test:80", vec![meshed(dead, &ended)]);
+    loop {
+        // What has changed is seen with some delay.
+        let mut connection = http2(client.outbound(app)).await;
+        let response = soon(connection.send_request(get("http://web.test/"))).await.unwrap();
+        if response.status() != 200 {
+            assert!([502, 504].contains(&response.status().as_u16()), "{response:?}");
+            break;
+        }
+    }
 }
 
 /// What proxies say to each other is theirs: an application that says it can have nothing repeated.

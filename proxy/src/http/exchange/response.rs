@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use weft_wire::{Headers, Response, Version, h2::Reason};
 
-use super::{Exchange, Stage};
+use super::{Exchange, Plan, Stage};
 use crate::{
     http::{
         Failure, Kind, Lost,
@@ -97,7 +97,9 @@ impl Exchange {
     }
 
     /// The proxy of the endpoint says that its application has not seen the request, or has died over one that may be
-    /// repeated: it goes to another endpoint, if there is one. The latter only once, since it may be the request that kills.
+    /// repeated: it goes to another endpoint. The latter only once, since it may be the request that kills. When there is
+    /// no other, but discovery may bring one, as when the only pod of a service is replaced, it waits for that, or for the
+    /// application to come back, as long as requests may wait at all.
     fn leave_unreachable(self: &Rc<Self>, head: &Response) -> bool {
         if self.direction != Direction::Outbound {
             return false;
@@ -112,8 +114,17 @@ impl Exchange {
             let s = &mut *s;
             let Stage::Sent { conn, id } = &s.stage else { return false };
             let may = fate == Fate::Unseen || (s.is_safe() && !s.repeated);
-            if s.finished || s.status != 0 || !may || !s.is_whole() || !upstream.has_better() {
+            if s.finished || s.status != 0 || !may || !s.is_whole() {
                 return false;
+            }
+            if !upstream.has_better() {
+                let waits = |p: &Plan| p.to.may_change() && self.started.elapsed() < p.queue.failfast;
+                if !s.plan.as_ref().is_some_and(waits) {
+                    return false;
+                }
+                // All its time counts, since it may come back here more than once.
+                s.waits_since = Some(self.started);
+                s.refusal = headers::error(head);
             }
             s.repeated |= fate == Fate::Lost;
             let sent = (conn.clone(), *id);
