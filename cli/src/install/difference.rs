@@ -72,8 +72,17 @@ fn compare(path: &str, live: &Value, wanted: &Value, secret: bool, lines: &mut V
             }
         }
         _ if secret && path.starts_with(".data") => lines.push(format!("  {path}: changes\n")),
-        (live, wanted) => lines.push(format!("  {path}: {} → {}\n", short(live), short(wanted))),
+        (live, wanted) => match within(live).zip(within(wanted)) {
+            Some((live, wanted)) if live != wanted => compare(path, &live, &wanted, secret, lines),
+            _ => lines.push(format!("  {path}: {} → {}\n", short(live), short(wanted))),
+        },
     }
+}
+
+/// The settings in a text of several lines, such as the values in a ConfigMap.
+fn within(value: &Value) -> Option<Value> {
+    let text = value.as_str().filter(|text| text.contains('\n'))?;
+    serde_yaml_ng::from_str(text).ok().filter(Value::is_object)
 }
 
 /// The API server leaves out what is empty, and writes quantities and numbers its own way.
@@ -132,6 +141,18 @@ mod tests {
 ";
         assert_eq!(difference(Some(&live), &wanted), expected);
         assert_eq!(difference(None, &wanted), "+ deployment/d in n\n");
+    }
+
+    #[test]
+    fn settings_within_a_text_are_compared_one_by_one() {
+        let map = |text: &str| json!({ "kind": "ConfigMap", "metadata": { "name": "c" }, "data": { "values": text } });
+        let changed = difference(Some(&map("a: {b: 1}\nc: 2\n")), &map("a: {b: x}\nc: 2\n"));
+        assert_eq!(changed, "~ configmap/c\n  .data.values.a.b: 1 → x\n");
+        let changed = difference(Some(&map("some\ntext")), &map("other\ntext"));
+        assert_eq!(changed, "~ configmap/c\n  .data.values: some… → other…\n");
+        // Only the comments differ, but they do.
+        let changed = difference(Some(&map("# a\nb: 1\n")), &map("# c\nb: 1\n"));
+        assert_eq!(changed, "~ configmap/c\n  .data.values: # a… → # c…\n");
     }
 
     #[test]
