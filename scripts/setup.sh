@@ -10,6 +10,7 @@ needs='
 cc                 | gcc              | build demo bench kubernetes all | compiles the C parts of the cryptography library
 ld                 | binutils         | build demo bench all | links the binaries
 nft                | nftables         | demo bench all       | redirects the traffic of pods to their proxy
+iptables-legacy    | iptables         | all                  | shows the rules for kernels without nf_tables
 ip                 | iproute2         | demo bench kubernetes all | makes network namespaces and links
 newuidmap          | uidmap           | demo all             | gives the cluster of an ordinary user users of its own
 nsenter            | util-linux       | bench kubernetes all | enters network namespaces

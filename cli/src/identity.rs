@@ -3,14 +3,10 @@
 use crate::cluster::{Cluster, Mesh};
 use crate::pods::{admin_port, name, proxy, text};
 use crate::{Failure, certificate, print};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use weft_core::selector::Selector;
@@ -96,46 +92,6 @@ pub fn identity(pod: &Value) -> Result<String, String> {
     Ok(value.replace("$(_pod_ns)", text(pod, "/metadata/namespace")))
 }
 
-/// Whoever answers is asked for their certificate, and only for that: nothing is sent over the connection. It must be
-/// visible also when it is wrong, so it is not checked against any trust anchor.
-#[derive(Debug)]
-struct Anyone(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
 /// The certificates that a server shows to a client that looks for this name.
 ///
 /// # Errors
@@ -145,15 +101,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let server = ServerName::try_from(name.to_owned()).map_err(|_| format!("{name:?} is not a server name"))?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|e| format!("TLS: {e}"))?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anyone(provider)))
-        .with_no_client_auth();
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    let stream = connector.connect(server, stream).await.map_err(|e| format!("TLS: {e}"))?;
+    // Nothing is sent over the connection, and a certificate must be visible also when it is wrong.
+    let stream = weft_local::unverified::connect(stream, server).await?;
     let (_, connection) = stream.get_ref();
     let certificates = connection.peer_certificates().unwrap_or_default();
     Ok(certificates.iter().map(|certificate| certificate.clone().into_owned()).collect())

@@ -156,17 +156,20 @@ fn proxies_of_the_control_plane_are_those_that_injection_adds() {
         created_by: format!("weft {}", weft::VERSION),
         ..InjectConfig::local(ANCHORS, weft::VERSION)
     };
-    let objects = control_plane(json!({}));
-    assert_eq!(deployments(&objects).count(), 4);
-    for deployment in deployments(&objects) {
-        let without = inject::uninject(deployment).value;
-        assert_eq!(without["spec"]["template"]["spec"]["containers"].as_array().unwrap().len(), 1);
-        let mut asked = inject::annotate(&without, &Default::default()).unwrap().value;
-        asked = inject::inject(&asked, &config).unwrap().value;
-        let injected = inject::unannotate(&asked).value;
-        let (ours, theirs) = (&deployment["spec"]["template"], &injected["spec"]["template"]);
-        contains(theirs, ours, "the chart has what injection does not add: ");
-        contains(ours, theirs, "injection adds what the chart does not have: ");
+    let legacy = InjectConfig { defaults: [("iptables-mode".into(), "legacy".into())].into(), ..config.clone() };
+    for (values, config) in [(json!({}), config), (json!({ "proxyInit": { "iptablesMode": "legacy" } }), legacy)] {
+        let objects = control_plane(values);
+        assert_eq!(deployments(&objects).count(), 4);
+        for deployment in deployments(&objects) {
+            let without = inject::uninject(deployment).value;
+            assert_eq!(without["spec"]["template"]["spec"]["containers"].as_array().unwrap().len(), 1);
+            let mut asked = inject::annotate(&without, &Default::default()).unwrap().value;
+            asked = inject::inject(&asked, &config).unwrap().value;
+            let injected = inject::unannotate(&asked).value;
+            let (ours, theirs) = (&deployment["spec"]["template"], &injected["spec"]["template"]);
+            contains(theirs, ours, "the chart has what injection does not add: ");
+            contains(ours, theirs, "injection adds what the chart does not have: ");
+        }
     }
 }
 

@@ -161,6 +161,7 @@ fn settings_that_cannot_be_used() {
         (vec!["--set", "proxy.ports.inbound=99999"], "proxy.ports.inbound: \"99999\" is not a port"),
         (vec!["--set", "proxy.defaultInboundPolicy=everyone"], "proxy.defaultInboundPolicy: \"everyone\" is none of"),
         (vec!["--set", "proxyInit.skipSubnets=here"], "proxyInit.skipSubnets: \"here\""),
+        (vec!["--set", "proxyInit.iptablesMode=ipfw"], "proxyInit.iptablesMode: \"ipfw\" is none of auto, nft, legacy"),
         (vec!["--set", "proxyInit.kubeAPIServerPorts=https"], "proxyInit.kubeAPIServerPorts: \"https\""),
         (vec!["--set-file", "identityTrustAnchorsPEM=none"], "none: No such file"),
         (vec!["--identity-external-issuer"], "the trust anchors are missing: name the trust anchors with"),

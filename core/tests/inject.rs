@@ -146,6 +146,7 @@ fn a_bad_annotation_is_named() {
         ("inbound-port", "0"),
         ("skip-inbound-ports", "a"),
         ("skip-subnets", "10.0.0.0"),
+        ("iptables-mode", "ipfw"),
         ("default-inbound-policy", "none"),
         ("proxy-cpu-limit", "much"),
         ("shutdown-grace-period", "5"),

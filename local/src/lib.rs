@@ -33,6 +33,7 @@ mod proto;
 pub mod rundir;
 mod system;
 mod table;
+pub mod unverified;
 
 pub use commands::{Options, apply, delete, down, down_at, exec, logs, ps, up, up_with};
 pub use error::Error;

@@ -1,4 +1,5 @@
-//! The redirection of a pod's TCP traffic through its proxy, as an nftables ruleset.
+//! The redirection of a pod's TCP traffic through its proxy, as an nftables ruleset or, for kernels without nf_tables, as
+//! iptables' chains.
 //!
 //! What is redirected, in the order of Linkerd's own init container: inbound, every port but the ignored ones and every
 //! source but the ignored networks; outbound, everything but what the proxy's own user sends, what stays on loopback,
@@ -6,12 +7,20 @@
 //!
 //! The rules are written as text, for people and tests, and as messages to the kernel, so that no program is needed that
 //! reads the text: an image has nothing but weft's own.
+//!
+//! Rules of the other kind that an earlier run has left are removed when the new ones are in force. Meanwhile there are both,
+//! and a connection is redirected once all the same: the kernel's NAT decides about each only once.
 
+mod legacy;
 mod netlink;
 
-use std::fmt::{self, Write as _};
+use std::{
+    fmt::{self, Write as _},
+    io,
+};
 
 use ipnet::IpNet;
+use nix::errno::Errno;
 
 /// The table that holds everything; replaced as a whole.
 pub const TABLE: &str = "inet weft_init";
@@ -19,6 +28,9 @@ pub const TABLE: &str = "inet weft_init";
 /// Before the virtual service addresses of the one-machine cluster (-90): an application's connection is seen with the
 /// address that it dialled; what the proxy sends passes on to that table.
 const PRIORITY: i32 = -100;
+
+/// TCP's number.
+const TCP: u8 = 6;
 
 /// An inclusive range of ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,6 +60,63 @@ impl std::str::FromStr for PortRange {
     }
 }
 
+/// By which of the kernel's packet filters traffic is redirected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// nf_tables, or ip_tables where the kernel has no nf_tables.
+    #[default]
+    Auto,
+    /// nf_tables.
+    Nftables,
+    /// ip_tables.
+    Legacy,
+}
+
+impl std::str::FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            // Linkerd's name for what the system has.
+            "auto" | "plain" => Ok(Self::Auto),
+            "nft" => Ok(Self::Nftables),
+            "legacy" => Ok(Self::Legacy),
+            _ => Err(format!("{text:?} is none of auto, nft, legacy, plain")),
+        }
+    }
+}
+
+/// What redirects the traffic now.
+#[derive(Debug)]
+pub enum Applied {
+    /// nf_tables.
+    Nftables,
+    /// ip_tables.
+    Legacy {
+        /// How the kernel has said that it has no nf_tables, where they were tried.
+        instead: Option<io::Error>,
+    },
+}
+
+/// The rules are not in force.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel refuses those of nf_tables.
+    #[error("the kernel refuses the rules for nf_tables: {0}")]
+    Nftables(io::Error),
+    /// The kernel refuses those of ip_tables.
+    #[error("the kernel refuses the rules for ip_tables: {0}")]
+    Legacy(io::Error),
+    /// The kernel has no nf_tables, and ip_tables do not work either.
+    #[error("the kernel can redirect neither by nf_tables ({nftables}) nor by ip_tables ({legacy})")]
+    Neither {
+        /// What it says to nf_tables.
+        nftables: io::Error,
+        /// What it says to ip_tables.
+        legacy: io::Error,
+    },
+}
+
 /// What to redirect, and what not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Redirect {
@@ -69,6 +138,8 @@ pub struct Redirect {
     pub ignore_subnets: Vec<IpNet>,
     /// IPv6 too. The proxy must listen on IPv6 then.
     pub ipv6: bool,
+    /// By what.
+    pub mode: Mode,
 }
 
 /// What a rule looks for; none is every packet.
@@ -124,8 +195,13 @@ impl Redirect {
         [("prerouting", inbound), ("output", outbound)]
     }
 
-    /// The ruleset as `nft -f -` would take it: one transaction that replaces what an earlier run made.
+    /// The ruleset as text. For nftables, as `nft -f -` would take it: one transaction that replaces what an earlier run made.
+    /// For iptables, as `iptables-restore --noflush` and `ip6tables-restore --noflush` would. Where the kernel decides, that
+    /// of nftables.
     pub fn ruleset(&self) -> String {
+        if self.mode == Mode::Legacy {
+            return legacy::ruleset(self);
+        }
         // Declaring the table first makes the deletion valid when there is none yet.
         let mut out = format!("table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n");
         for (hook, rules) in self.chains() {
@@ -140,13 +216,45 @@ impl Redirect {
         out
     }
 
-    /// Puts the rules into force in the network namespace of this thread, in one transaction.
+    /// Puts the rules into force in the network namespace of this thread, and removes those of the other kind that an
+    /// earlier run has left. Those of nf_tables are one transaction; ip_tables have one for each version of IP.
     ///
     /// # Errors
-    /// What the kernel says: most often that this process may not change them.
-    pub fn apply(&self) -> std::io::Result<()> {
-        netlink::replace(&self.chains())
+    /// What the kernel says: most often that this process may not change the rules.
+    pub fn apply(&self) -> Result<Applied, Error> {
+        if self.mode == Mode::Legacy {
+            return self.apply_legacy(None);
+        }
+        match netlink::replace(&self.chains()) {
+            Ok(()) => {
+                legacy::remove().map_err(Error::Legacy)?;
+                Ok(Applied::Nftables)
+            }
+            Err(error) if self.mode == Mode::Auto && is_missing(&error) => self.apply_legacy(Some(error)),
+            Err(error) => Err(Error::Nftables(error)),
+        }
     }
+
+    fn apply_legacy(&self, instead: Option<io::Error>) -> Result<Applied, Error> {
+        match legacy::replace(self) {
+            Ok(()) => {
+                netlink::remove()
+                    .or_else(|error| if is_missing(&error) { Ok(()) } else { Err(Error::Nftables(error)) })?;
+                Ok(Applied::Legacy { instead })
+            }
+            Err(legacy) => Err(match instead {
+                Some(nftables) => Error::Neither { nftables, legacy },
+                None => Error::Legacy(legacy),
+            }),
+        }
+    }
+}
+
+/// Whether the kernel has no nf_tables, or none that can do this: no netlink for packet filters, no nf_tables behind it, no
+/// family `inet` in them, no chain for NAT in this family (before Linux 5.2) or no redirection. Never, that somebody may not.
+fn is_missing(error: &io::Error) -> bool {
+    let missing = [Errno::EPROTONOSUPPORT, Errno::EOPNOTSUPP, Errno::EAFNOSUPPORT, Errno::ENOENT];
+    error.raw_os_error().is_some_and(|number| missing.contains(&Errno::from_raw(number)))
 }
 
 impl fmt::Display for Match {
@@ -178,4 +286,19 @@ impl fmt::Display for Verdict {
 fn set<T: fmt::Display>(items: &[T]) -> String {
     let items: Vec<_> = items.iter().map(T::to_string).collect();
     format!("{{ {} }}", items.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_kernel_lacks_is_missing() {
+        let missing = |errno: Errno| is_missing(&errno.into());
+        assert!(
+            [Errno::EPROTONOSUPPORT, Errno::EOPNOTSUPP, Errno::EAFNOSUPPORT, Errno::ENOENT].into_iter().all(missing)
+        );
+        assert!(![Errno::EPERM, Errno::EACCES, Errno::EINVAL, Errno::ENOMEM, Errno::EAGAIN].into_iter().any(missing));
+        assert!(!is_missing(&io::ErrorKind::TimedOut.into()));
+    }
 }

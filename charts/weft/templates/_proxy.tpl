@@ -46,6 +46,12 @@ args:
   - --subnets-to-ignore
   - {{ . | quote }}
   {{- end }}
+  {{- with $values.proxyInit.iptablesMode }}
+  {{- if ne . "auto" }}
+  - --iptables-mode
+  - {{ . | quote }}
+  {{- end }}
+  {{- end }}
 {{- with include "weft.resources" $values.proxy.resources }}
 resources:
   {{- . | nindent 2 }}

@@ -214,6 +214,9 @@ pub(super) fn init(settings: &Settings) -> Value {
     if !settings.skip_subnets.is_empty() {
         args.extend(["--subnets-to-ignore".into(), settings.skip_subnets.clone()]);
     }
+    if settings.iptables_mode != "auto" {
+        args.extend(["--iptables-mode".into(), settings.iptables_mode.clone()]);
+    }
     // Only a privileged container may change a setting of the kernel.
     let privileged = settings.close_wait.is_some();
     if let Some(seconds) = settings.close_wait {

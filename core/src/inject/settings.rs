@@ -20,6 +20,8 @@ pub(super) struct Settings {
     pub skip_inbound_ports: String,
     pub skip_outbound_ports: String,
     pub skip_subnets: String,
+    /// By which of the kernel's packet filters traffic is redirected; `auto` lets the node decide.
+    pub iptables_mode: String,
     pub inbound_ports: String,
     pub opaque_ports: String,
     pub default_inbound_policy: String,
@@ -161,6 +163,7 @@ impl Settings {
             skip_inbound_ports: a.parsed("skip-inbound-ports", port_ranges)?.unwrap_or("4567,4568".into()),
             skip_outbound_ports: a.parsed("skip-outbound-ports", port_ranges)?.unwrap_or("4567,4568".into()),
             skip_subnets: a.parsed("skip-subnets", subnets)?.unwrap_or_default(),
+            iptables_mode: a.one_of("iptables-mode", &["auto", "nft", "legacy", "plain"], "auto")?,
             inbound_ports: match a.parsed("pod-inbound-ports", port_ranges)? {
                 Some(ports) => ports,
                 None => inbound_ports(template),

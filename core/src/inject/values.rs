@@ -39,6 +39,7 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("/proxyInit/ignoreInboundPorts", "skip-inbound-ports"),
     ("/proxyInit/ignoreOutboundPorts", "skip-outbound-ports"),
     ("/proxyInit/skipSubnets", "skip-subnets"),
+    ("/proxyInit/iptablesMode", "iptables-mode"),
 ];
 
 /// Values that cannot be used.
@@ -156,7 +157,7 @@ mod tests {
               nativeSidecar: false
               resources: {cpu: {request: 100m, limit: ""}}
               additionalEnv: [{name: A, value: b}]
-            proxyInit: {ignoreInboundPorts: "", ignoreOutboundPorts: [1, "2-3"]}
+            proxyInit: {ignoreInboundPorts: "", ignoreOutboundPorts: [1, "2-3"], iptablesMode: legacy}
             imagePullPolicy: Always
         "#;
         let config = InjectConfig::from_values(values, "mesh", "anchors", "1").unwrap();
@@ -165,6 +166,7 @@ mod tests {
         assert_eq!(config.image_pull_policy, "Always");
         let expected = [
             ("inbound-port", "5143"),
+            ("iptables-mode", "legacy"),
             ("proxy-additional-env", r#"[{"name":"A","value":"b"}]"#),
             ("proxy-cpu-request", "100m"),
             ("proxy-enable-native-sidecar", "false"),

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 use clap::Parser;
 use ipnet::IpNet;
-use weft_proxy::redirect::{PortRange, Redirect};
+use weft_proxy::redirect::{Applied, Mode, PortRange, Redirect};
 
 const CLOSE_WAIT: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait";
 
@@ -40,13 +40,16 @@ struct Args {
     /// Redirect IPv6 too; the proxy must listen on IPv6 then.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true")]
     ipv6: bool,
-    /// Print the ruleset and change nothing.
+    /// By what: nft, legacy (ip_tables), or auto (also: plain), which is nft unless the kernel has no nf_tables.
+    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = mode)]
+    iptables_mode: Mode,
+    /// Print the ruleset (for auto: that of nft) and change nothing.
     #[arg(long)]
     simulate: bool,
     /// Work in this network namespace (a path such as /proc/123/ns/net).
     #[arg(long, value_name = "PATH")]
     netns: Option<PathBuf>,
-    /// Wait for other users of the packet filter. nftables always does; accepted for Linkerd's manifests.
+    /// Wait for other users of the packet filter. This always does; accepted for Linkerd's manifests.
     #[arg(short = 'w', long)]
     use_wait_flag: bool,
     /// Seconds that the kernel keeps half-closed connections; 0 leaves the system's setting.
@@ -55,6 +58,10 @@ struct Args {
 }
 
 fn port(text: &str) -> Result<PortRange, String> {
+    text.parse()
+}
+
+fn mode(text: &str) -> Result<Mode, String> {
     text.parse()
 }
 
@@ -79,6 +86,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         outbound_ignore: args.outbound_ports_to_ignore,
         ignore_subnets: args.subnets_to_ignore,
         ipv6: args.ipv6,
+        mode: args.iptables_mode,
     };
     if args.simulate {
         print!("{}", redirect.ruleset());
@@ -89,7 +97,9 @@ fn run(args: Args) -> anyhow::Result<()> {
         nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)
             .with_context(|| format!("cannot enter {}", path.display()))?;
     }
-    redirect.apply().context("the kernel refuses the rules (nf_tables, with NET_ADMIN)")?;
+    if let Applied::Legacy { instead: Some(error) } = redirect.apply()? {
+        eprintln!("weft-init: the kernel has no nf_tables ({error}); ip_tables redirect instead");
+    }
     if args.timeout_close_wait_secs > 0 {
         std::fs::write(CLOSE_WAIT, args.timeout_close_wait_secs.to_string())
             .with_context(|| format!("cannot set {CLOSE_WAIT}"))?;

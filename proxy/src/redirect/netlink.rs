@@ -1,6 +1,6 @@
 //! The rules as messages to the kernel (nfnetlink, subsystem nf_tables). See `linux/netfilter/nf_tables.h` for the numbers.
 
-use super::{Match, PRIORITY, PortRange, Rule, Verdict};
+use super::{Match, PRIORITY, PortRange, Rule, TCP, Verdict};
 use ipnet::IpNet;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt, socket, sockopt,
@@ -30,14 +30,23 @@ const ERROR: u16 = 2;
 const INET: u8 = 1;
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
-const TCP: u8 = 6;
 const NAME: &str = "weft_init";
 /// The kernel answers at once; this is for one that does not.
 const TIMEOUT_SECONDS: i64 = 10;
 
 /// Replaces the table.
 pub(super) fn replace(chains: &[(&'static str, Vec<Rule>)]) -> io::Result<()> {
-    let batch = batch(chains);
+    send(&batch(chains))
+}
+
+/// Removes the table, if there is one.
+pub(super) fn remove() -> io::Result<()> {
+    let mut batch = Batch::begin();
+    batch.delete_table();
+    send(&batch.end())
+}
+
+fn send(batch: &Batch) -> io::Result<()> {
     let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)?;
     setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(TIMEOUT_SECONDS))?;
     sendto(socket.as_raw_fd(), &batch.bytes, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
@@ -83,13 +92,9 @@ struct Batch {
 }
 
 fn batch(chains: &[(&'static str, Vec<Rule>)]) -> Batch {
-    let mut batch = Batch::default();
-    batch.message(BATCH_BEGIN, REQUEST, 0, SUBSYSTEM, &[]);
-    let table = text(1, NAME);
-    // Making it first makes the deletion valid when there is none yet.
-    batch.nftables(NEW_TABLE, CREATE, &table);
-    batch.nftables(DELETE_TABLE, 0, &table);
-    batch.nftables(NEW_TABLE, CREATE, &table);
+    let mut batch = Batch::begin();
+    batch.delete_table();
+    batch.nftables(NEW_TABLE, CREATE, &text(1, NAME));
     for (hook, rules) in chains {
         let number: u32 = if *hook == "prerouting" { 0 } else { 3 };
         let at = nested(4, &[number32(1, number), number32(2, PRIORITY.cast_unsigned())]);
@@ -104,11 +109,27 @@ fn batch(chains: &[(&'static str, Vec<Rule>)]) -> Batch {
             }
         }
     }
-    batch.message(BATCH_END, REQUEST, 0, SUBSYSTEM, &[]);
-    batch
+    batch.end()
 }
 
 impl Batch {
+    fn begin() -> Self {
+        let mut batch = Self::default();
+        batch.message(BATCH_BEGIN, REQUEST, 0, SUBSYSTEM, &[]);
+        batch
+    }
+
+    fn end(mut self) -> Self {
+        self.message(BATCH_END, REQUEST, 0, SUBSYSTEM, &[]);
+        self
+    }
+
+    /// Making it first makes the deletion valid when there is none yet.
+    fn delete_table(&mut self) {
+        self.nftables(NEW_TABLE, CREATE, &text(1, NAME));
+        self.nftables(DELETE_TABLE, 0, &text(1, NAME));
+    }
+
     fn nftables(&mut self, kind: u16, flags: u16, attributes: &[u8]) {
         self.awaited.push(self.sequence);
         self.message(SUBSYSTEM << 8 | kind, REQUEST | ACK | flags, INET, 0, attributes);

@@ -5,7 +5,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::AsRawFd as _,
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
     sync::Arc,
 };
 
@@ -46,10 +46,7 @@ impl Netns {
     /// Runs a command inside and returns its output; fails the test if the command fails.
     #[track_caller]
     pub fn run(&self, command: &[&str]) -> String {
-        let (program, args) = command.split_first().unwrap();
-        let output = self
-            .enter(|| Command::new(program).args(args).stdin(Stdio::null()).output())
-            .unwrap_or_else(|e| panic!("cannot run {program}: {e}"));
+        let output = self.output(command);
         assert!(
             output.status.success(),
             "{command:?} failed: {}{}",
@@ -57,6 +54,14 @@ impl Netns {
             String::from_utf8_lossy(&output.stderr)
         );
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs a command inside, whatever comes of it.
+    #[track_caller]
+    pub fn output(&self, command: &[&str]) -> Output {
+        let (program, args) = command.split_first().unwrap();
+        self.enter(|| Command::new(program).args(args).stdin(Stdio::null()).output())
+            .unwrap_or_else(|e| panic!("cannot run {program}: {e}"))
     }
 
     /// Listens inside.

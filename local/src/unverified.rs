@@ -1,12 +1,12 @@
-//! TLS of HTTPS probes: whoever answers is asked how it is, not who it is, as a kubelet does.
+//! TLS with whoever answers: for those who ask how somebody is, or which certificate they show. Nothing that must stay secret may
+//! go over such a connection.
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
-use std::net::IpAddr;
 use std::sync::Arc;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::client::TlsStream;
 
 #[derive(Debug)]
@@ -47,11 +47,14 @@ impl ServerCertVerifier for Anyone {
     }
 }
 
-/// Speaks TLS on a connection. An address is no server name, so none is sent.
+/// Speaks TLS on a connection to a server of this name, if it shows any certificate whose key it has.
 ///
 /// # Errors
 /// One sentence when the other side does not speak TLS.
-pub(super) async fn connect(stream: TcpStream, address: IpAddr) -> Result<TlsStream<TcpStream>, String> {
+pub async fn connect<S>(stream: S, name: ServerName<'static>) -> Result<TlsStream<S>, String>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -60,5 +63,5 @@ pub(super) async fn connect(stream: TcpStream, address: IpAddr) -> Result<TlsStr
         .with_custom_certificate_verifier(Arc::new(Anyone(provider)))
         .with_no_client_auth();
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    connector.connect(ServerName::IpAddress(address.into()), stream).await.map_err(|e| format!("TLS: {e}"))
+    connector.connect(name, stream).await.map_err(|e| format!("TLS: {e}"))
 }
