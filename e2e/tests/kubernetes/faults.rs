@@ -108,6 +108,7 @@ fn leader(cluster: &Kubernetes) -> anyhow::Result<()> {
     cluster.weft(&["check", "--wait", "3m"])?.success().map(drop)
 }
 
+#[allow(clippy::disallowed_methods, reason = "tests are ordinary threads; the outage lasts as long as it says")]
 fn no_api_server(cluster: &Kubernetes) -> anyhow::Result<()> {
     cluster.api_server("stop")?;
     let stat = cluster.weft(&["stat", "deploy", "-n", NAMESPACE])?;
