@@ -16,19 +16,26 @@ use tonic::Streaming;
 struct Endpoints {
     stream: Streaming<Update>,
     known: BTreeSet<String>,
+    /// The zone of what came last.
+    zone: String,
 }
 
 impl Endpoints {
     async fn of(controller: &Controller, path: &str) -> Endpoints {
         let mut client = DestinationClient::new(controller.channel("destination").await);
         let ask = GetDestination { path: path.to_owned(), ..GetDestination::default() };
-        Endpoints { stream: client.get(ask).await.unwrap().into_inner(), known: BTreeSet::new() }
+        Endpoints { stream: client.get(ask).await.unwrap().into_inner(), known: BTreeSet::new(), zone: String::new() }
     }
 
     async fn step(&mut self) {
         let addr = |addr: Option<_>| SocketAddr::try_from(addr.unwrap()).unwrap().ip().to_string();
         match next(&mut self.stream).await.update.unwrap() {
-            Kind::Add(set) => self.known.extend(set.addrs.into_iter().map(|endpoint| addr(endpoint.addr))),
+            Kind::Add(set) => {
+                for endpoint in set.addrs {
+                    self.zone = endpoint.metric_labels.get("zone").cloned().unwrap_or_default();
+                    self.known.insert(addr(endpoint.addr));
+                }
+            }
             Kind::Remove(set) => {
                 for gone in set.addrs {
                     self.known.remove(&addr(Some(gone)));
@@ -217,7 +224,7 @@ async fn a_history_that_is_gone_is_read_again() {
 
 /// The same endpoints as `Endpoints`, the older kind.
 fn old_endpoints(service: &Value, pods: &[&Value]) -> Value {
-    let address = |pod: &&Value| json!({"ip": pod["status"]["podIP"], "targetRef": {"kind": "Pod", "name": pod["metadata"]["name"]}});
+    let address = |pod: &&Value| json!({"ip": pod["status"]["podIP"], "nodeName": "n1", "targetRef": {"kind": "Pod", "name": pod["metadata"]["name"]}});
     json!({
         "apiVersion": "v1", "kind": "Endpoints",
         "metadata": {"namespace": service["metadata"]["namespace"], "name": service["metadata"]["name"]},
@@ -234,9 +241,16 @@ async fn older_servers_and_kinds_that_appear_later() {
     let (web, pods) = fill(&api, &["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
     api.serve("discovery.k8s.io/v1/endpointslices", false);
     api.put(&old_endpoints(&web, &[&pods[0]]));
+    let node = |zone: &str| json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": zone}}});
+    api.put(&node("a"));
     let controller = Controller::destination_on(&api.kubeconfig());
     let mut endpoints = Endpoints::of(&controller, WEB).await;
     endpoints.become_these(&["10.0.0.1"]).await;
+    // Endpoints know nodes, and nodes know zones.
+    assert_eq!(endpoints.zone, "a");
+    api.put(&node("b"));
+    endpoints.step().await;
+    assert_eq!(endpoints.zone, "b");
     api.put(&old_endpoints(&web, &[&pods[1]]));
     endpoints.become_these(&["10.0.0.2"]).await;
 

@@ -4,7 +4,10 @@
 
 mod profile;
 mod route;
+pub mod types;
 
+use crate::kinds::{Kind, Object};
+use crate::manifest;
 use ipnet::IpNet;
 use serde_json::Value;
 
@@ -46,8 +49,27 @@ pub fn validate(object: &Value) -> Checked {
         ("gateway.networking.k8s.io", "GRPCRoute") => route::grpc(&spec),
         ("linkerd.io", "ServiceProfile") => profile::check(object, &spec),
         ("split.smi-spec.io", "TrafficSplit") => traffic_split(&spec),
+        ("workload.linkerd.io", "ExternalWorkload") => external_workload(&spec),
         _ => Ok(()),
     }
+}
+
+/// Reads a mesh resource as whoever admits it must: by [`validate`], then as its type. `None` for what is no mesh
+/// resource.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn read(object: &Value) -> Result<Option<Object>, Error> {
+    let text = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default();
+    let Some(kind) = Kind::from_manifest(text("apiVersion"), text("kind")).filter(|kind| kind.is_mesh()) else {
+        return Ok(None);
+    };
+    validate(object)?;
+    let typed = Object::from_value(kind, object.clone()).map_err(|error| {
+        let (field, message) = manifest::fault(error);
+        Error { field, message }
+    })?;
+    Ok(Some(typed))
 }
 
 /// A value and where it is.
@@ -309,6 +331,28 @@ fn traffic_split(spec: &Field<'_>) -> Checked {
         }
     }
     if total > 0.0 { Ok(()) } else { spec.get("backends").fail("all weights are 0: no traffic would go anywhere") }
+}
+
+fn external_workload(spec: &Field<'_>) -> Checked {
+    let tls = spec.get("meshTLS");
+    tls.required()?;
+    tls.get("identity").name()?;
+    tls.get("serverName").name()?;
+    for ip in spec.get("workloadIPs").items()? {
+        let ip = ip.get("ip");
+        let text = ip.name()?;
+        if text.parse::<std::net::IpAddr>().is_err() {
+            return ip.fail(format!("{text:?} is no address"));
+        }
+    }
+    for port in spec.get("ports").items()? {
+        let port = port.get("port");
+        match port.required()?.number()? {
+            Some(number) if (1.0..=65_535.0).contains(&number) => {}
+            _ => return port.fail("is no port: 1 to 65535"),
+        }
+    }
+    Ok(())
 }
 
 /// A Go duration: `1m30s`.

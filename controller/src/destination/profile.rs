@@ -58,7 +58,7 @@ fn of_pod(mesh: &Mesh, pod: &Pod, addr: SocketAddr, zone: Option<&str>) -> Desti
     // Elsewhere the namespace is told once for a whole set.
     endpoint.metric_labels.insert("namespace".to_owned(), pod.id.namespace.clone());
     DestinationProfile {
-        opaque_protocol: pod.opaque_ports.contains(addr.port()),
+        opaque_protocol: pod.is_opaque(addr.port()),
         retry_budget: retry_budget(),
         endpoint: Some(endpoint),
         ..Default::default()

@@ -6,12 +6,14 @@
 //! number of different subjects, not the number of streams.
 
 pub mod pod;
+pub mod policy;
 pub use weft_core::ports;
 pub mod service;
 
 use crate::source::Event;
 use crate::telemetry::Telemetry;
 use pod::{Id, Pod, Settings};
+use policy::{PodPolicy, Policies};
 use service::{Endpoint, Service, ServiceView, Slice};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
@@ -23,6 +25,8 @@ use weft_core::kinds::{Key, Kind, Object};
 
 /// How often subjects that nobody watches any more are forgotten.
 const SWEEP: Duration = Duration::from_secs(60);
+/// The label of a node that names its zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// What an address stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +61,8 @@ struct State {
     pods: HashMap<Id, Arc<Pod>>,
     services: HashMap<Id, Arc<Service>>,
     slices: HashMap<Id, Arc<Slice>>,
+    /// Zones by node, of nodes that have one.
+    zones: HashMap<String, String>,
     workloads: BTreeMap<Key, Arc<WorkloadObject>>,
     pods_by_ip: HashMap<IpAddr, BTreeSet<Id>>,
     services_by_ip: HashMap<IpAddr, BTreeSet<Id>>,
@@ -64,7 +70,8 @@ struct State {
     services_by_endpoint: HashMap<Referent, BTreeMap<Id, usize>>,
     watched_ips: HashMap<IpAddr, watch::Sender<Target>>,
     watched_services: HashMap<Id, watch::Sender<Option<Arc<ServiceView>>>>,
-    watched_pods: HashMap<Id, watch::Sender<Option<Arc<Pod>>>>,
+    watched_pods: HashMap<Id, watch::Sender<Option<Arc<PodPolicy>>>>,
+    policies: Policies,
 }
 
 /// What an endpoint of a slice refers to.
@@ -80,6 +87,8 @@ struct Dirty {
     ips: HashSet<IpAddr>,
     services: HashSet<Id>,
     pods: HashSet<Id>,
+    /// Namespaces whose policies may have changed.
+    policies: BTreeSet<String>,
 }
 
 impl Default for Index {
@@ -167,13 +176,13 @@ impl Index {
         rx
     }
 
-    /// A pod, now and from now on; `None` while there is none.
-    pub fn watch_pod(&self, id: &Id) -> watch::Receiver<Option<Arc<Pod>>> {
+    /// A pod with its policies, now and from now on; `None` while there is none.
+    pub fn watch_pod(&self, id: &Id) -> watch::Receiver<Option<Arc<PodPolicy>>> {
         let mut state = self.lock();
         if let Some(watched) = state.watched_pods.get(id) {
             return watched.subscribe();
         }
-        let (tx, rx) = watch::channel(state.pods.get(id).cloned());
+        let (tx, rx) = watch::channel(state.pod_policy(id));
         state.watched_pods.insert(id.clone(), tx);
         rx
     }
@@ -183,9 +192,9 @@ impl Index {
         self.lock().pods.values().cloned().collect()
     }
 
-    /// The pod of this name.
-    pub fn pod(&self, id: &Id) -> Option<Arc<Pod>> {
-        self.lock().pods.get(id).cloned()
+    /// The pod of this name with its policies.
+    pub fn pod(&self, id: &Id) -> Option<Arc<PodPolicy>> {
+        self.lock().pod_policy(id)
     }
 
     /// The pod that has this address.
@@ -223,6 +232,8 @@ impl Index {
             ("service", state.services.len()),
             ("endpointslice", state.slices.len()),
             ("workload", state.workloads.len()),
+            ("node", state.zones.len()),
+            ("policy", state.policies.len()),
         ];
         for (kind, count) in objects {
             set("weft_index_objects", "Objects in the index", "kind", kind, count);
@@ -268,6 +279,12 @@ impl State {
                 let (Some(namespace), Some(name)) = (&metadata.namespace, &metadata.name) else { return };
                 self.set_slice(&Id::new(namespace, name), Slice::read(slice), dirty);
             }
+            Object::Node(node) => {
+                let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE)).cloned();
+                if let Some(name) = &node.metadata.name {
+                    self.set_zone(name, zone, dirty);
+                }
+            }
             Object::Deployment(_)
             | Object::StatefulSet(_)
             | Object::DaemonSet(_)
@@ -282,6 +299,18 @@ impl State {
                 };
                 self.workloads.insert(object.key(""), Arc::new(workload));
             }
+            Object::Server(_)
+            | Object::ServerAuthorization(_)
+            | Object::AuthorizationPolicy(_)
+            | Object::MeshTlsAuthentication(_)
+            | Object::NetworkAuthentication(_)
+            | Object::HttpLocalRateLimitPolicy(_)
+            | Object::HttpRoute(_)
+            | Object::GatewayHttpRoute(_)
+            | Object::GrpcRoute(_) => {
+                let touched = self.policies.applied(object);
+                self.policies_changed(object.kind(), touched, dirty);
+            }
             _ => {}
         }
     }
@@ -293,6 +322,19 @@ impl State {
             Kind::Pod => self.set_pod(&id, None, dirty),
             Kind::Service => self.set_service(&id, None, dirty),
             Kind::EndpointSlice => self.set_slice(&id, None, dirty),
+            Kind::Node => self.set_zone(&key.name, None, dirty),
+            Kind::Server
+            | Kind::ServerAuthorization
+            | Kind::AuthorizationPolicy
+            | Kind::MeshTlsAuthentication
+            | Kind::NetworkAuthentication
+            | Kind::HttpLocalRateLimitPolicy
+            | Kind::HttpRoute
+            | Kind::GatewayHttpRoute
+            | Kind::GrpcRoute => {
+                let touched = self.policies.deleted(key);
+                self.policies_changed(key.kind, touched, dirty);
+            }
             _ => {
                 self.workloads.remove(key);
             }
@@ -325,7 +367,35 @@ impl State {
         }
     }
 
-    fn set_pod(&mut self, id: &Id, pod: Option<Pod>, dirty: &mut Dirty) {
+    fn set_zone(&mut self, node: &str, zone: Option<String>, dirty: &mut Dirty) {
+        if self.zones.get(node) == zone.as_ref() {
+            return;
+        }
+        match zone {
+            Some(zone) => self.zones.insert(node.to_owned(), zone),
+            None => self.zones.remove(node),
+        };
+        let there =
+            |slice: &&Arc<Slice>| slice.endpoints.iter().any(|e| e.zone.is_none() && e.node.as_deref() == Some(node));
+        dirty.services.extend(self.slices.values().filter(there).map(|slice| slice.service.clone()));
+    }
+
+    fn policies_changed(&mut self, kind: Kind, namespaces: BTreeSet<String>, dirty: &mut Dirty) {
+        if kind == Kind::Server {
+            // What a server speaks is told to clients as well.
+            let pods = self.pods.values().filter(|pod| namespaces.contains(&pod.id.namespace));
+            let pods: Vec<Arc<Pod>> = pods.filter(|pod| self.policies.served(pod) != pod.served).cloned().collect();
+            for pod in pods {
+                self.set_pod(&pod.id, Some(Pod::clone(&pod)), dirty);
+            }
+        }
+        dirty.policies.extend(namespaces);
+    }
+
+    fn set_pod(&mut self, id: &Id, mut pod: Option<Pod>, dirty: &mut Dirty) {
+        if let Some(pod) = &mut pod {
+            pod.served = self.policies.served(pod);
+        }
         let before = self.pods.get(id).cloned();
         if before.as_deref() == pod.as_ref() {
             return;
@@ -418,6 +488,10 @@ impl State {
         pods.max_by(|a, b| (!a.terminating, &a.created).cmp(&(!b.terminating, &b.created))).cloned()
     }
 
+    fn pod_policy(&self, id: &Id) -> Option<Arc<PodPolicy>> {
+        self.pods.get(id).map(|pod| Arc::new(self.policies.of(pod)))
+    }
+
     fn target(&self, ip: IpAddr) -> Target {
         let mut services = self.services_by_ip.get(&ip).into_iter().flatten();
         if let Some(service) = services.find_map(|id| self.services.get(id)) {
@@ -445,7 +519,10 @@ impl State {
                     // A slice written by hand says nothing of pods; what has the address is what will answer.
                     None => self.pod_by_ip(endpoint.ip),
                 };
-                let (hostname, zone) = (endpoint.hostname.clone(), endpoint.zone.clone());
+                let hostname = endpoint.hostname.clone();
+                // Endpoints, unlike slices, know nodes and no zones.
+                let of_node = || endpoint.node.as_ref().and_then(|node| self.zones.get(node));
+                let zone = endpoint.zone.as_ref().or_else(of_node).cloned();
                 let new = Endpoint { ip: endpoint.ip, pod, hostname, zone, ports: slice.ports.clone() };
                 endpoints
                     .entry(endpoint.ip)
@@ -469,10 +546,14 @@ impl State {
                 tell(&mut self.watched_services, &id, view);
             }
         }
-        for id in dirty.pods {
+        let mut pods = dirty.pods;
+        if !dirty.policies.is_empty() {
+            pods.extend(self.watched_pods.keys().filter(|id| dirty.policies.contains(&id.namespace)).cloned());
+        }
+        for id in pods {
             if self.watched_pods.contains_key(&id) {
-                let pod = self.pods.get(&id).cloned();
-                tell(&mut self.watched_pods, &id, pod);
+                let policy = self.pod_policy(&id);
+                tell(&mut self.watched_pods, &id, policy);
             }
         }
     }

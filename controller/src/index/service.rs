@@ -130,7 +130,9 @@ pub struct SliceEndpoint {
     pub pod: Option<Id>,
     /// Its host name within a headless service.
     pub hostname: Option<String>,
-    /// Its zone.
+    /// The node that it is on, when the slice says.
+    pub node: Option<String>,
+    /// Its zone, when the slice says.
     pub zone: Option<String>,
     /// Whether new connections may go there.
     pub ready: bool,
@@ -168,8 +170,14 @@ impl Slice {
             let pod =
                 target.and_then(|t| Some(Id::new(t.namespace.as_deref().unwrap_or(&id.namespace), t.name.as_deref()?)));
             let Some(ip) = endpoint.addresses.first().and_then(|a| a.parse().ok()) else { continue };
-            let (hostname, zone) = (endpoint.hostname.clone(), endpoint.zone.clone());
-            endpoints.push(SliceEndpoint { ip, pod, hostname, zone, ready });
+            endpoints.push(SliceEndpoint {
+                ip,
+                pod,
+                hostname: endpoint.hostname.clone(),
+                node: endpoint.node_name.clone(),
+                zone: endpoint.zone.clone(),
+                ready,
+            });
         }
         let ports = slice
             .ports

@@ -175,7 +175,7 @@ fn of_pod(mesh: &Mesh, pod: &Pod, addr: SocketAddr) -> OutboundPolicy {
     let meta = resource("Pod", &pod.id.name, &pod.id.namespace, addr.port());
     let mut endpoint = weighted(mesh, addr, Some(pod), None);
     endpoint.metric_labels.insert("namespace".to_owned(), pod.id.namespace.clone());
-    let protocol = if pod.opaque_ports.contains(addr.port()) { Protocol::Opaque } else { Protocol::Detect };
+    let protocol = if pod.is_opaque(addr.port()) { Protocol::Opaque } else { Protocol::Detect };
     policy(protocol, meta.clone(), forward(meta, endpoint), Names::default())
 }
 
