@@ -9,6 +9,7 @@ pub mod pod;
 pub mod policy;
 pub use weft_core::ports;
 pub mod service;
+pub mod traffic;
 
 use crate::source::Event;
 use crate::telemetry::Telemetry;
@@ -21,6 +22,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
+use traffic::Wishes;
 use weft_core::kinds::{Key, Kind, Object};
 
 /// How often subjects that nobody watches any more are forgotten.
@@ -29,7 +31,7 @@ const SWEEP: Duration = Duration::from_secs(60);
 const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// What an address stands for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Target {
     /// Nothing that is known here.
     Unknown,
@@ -72,6 +74,7 @@ struct State {
     watched_services: HashMap<Id, watch::Sender<Option<Arc<ServiceView>>>>,
     watched_pods: HashMap<Id, watch::Sender<Option<Arc<PodPolicy>>>>,
     policies: Policies,
+    wishes: Wishes,
 }
 
 /// What an endpoint of a slice refers to.
@@ -234,6 +237,7 @@ impl Index {
             ("workload", state.workloads.len()),
             ("node", state.zones.len()),
             ("policy", state.policies.len()),
+            ("traffic", state.wishes.len()),
         ];
         for (kind, count) in objects {
             set("weft_index_objects", "Objects in the index", "kind", kind, count);
@@ -310,6 +314,10 @@ impl State {
             | Object::GrpcRoute(_) => {
                 let touched = self.policies.applied(object);
                 self.policies_changed(object.kind(), touched, dirty);
+                self.wishes_changed(&object.key(""), Some(object), dirty);
+            }
+            Object::ServiceProfile(_) | Object::TrafficSplit(_) => {
+                self.wishes_changed(&object.key(""), Some(object), dirty);
             }
             _ => {}
         }
@@ -334,7 +342,9 @@ impl State {
             | Kind::GrpcRoute => {
                 let touched = self.policies.deleted(key);
                 self.policies_changed(key.kind, touched, dirty);
+                self.wishes_changed(key, None, dirty);
             }
+            Kind::ServiceProfile | Kind::TrafficSplit => self.wishes_changed(key, None, dirty),
             _ => {
                 self.workloads.remove(key);
             }
@@ -392,6 +402,20 @@ impl State {
         dirty.policies.extend(namespaces);
     }
 
+    fn wishes_changed(&mut self, key: &Key, object: Option<&Object>, dirty: &mut Dirty) {
+        let services = self.wishes.set(key, object);
+        self.renew(services, dirty);
+    }
+
+    /// Gives services anew what is asked for about their traffic.
+    fn renew(&mut self, services: impl IntoIterator<Item = Id>, dirty: &mut Dirty) {
+        for id in services {
+            if let Some(service) = self.services.get(&id).cloned() {
+                self.set_service(&id, Some(Service::clone(&service)), dirty);
+            }
+        }
+    }
+
     fn set_pod(&mut self, id: &Id, mut pod: Option<Pod>, dirty: &mut Dirty) {
         if let Some(pod) = &mut pod {
             pod.served = self.policies.served(pod);
@@ -420,7 +444,10 @@ impl State {
         };
     }
 
-    fn set_service(&mut self, id: &Id, service: Option<Service>, dirty: &mut Dirty) {
+    fn set_service(&mut self, id: &Id, mut service: Option<Service>, dirty: &mut Dirty) {
+        if let Some(service) = &mut service {
+            service.traffic = self.wishes.of(id, |backend| self.services.contains_key(backend));
+        }
         let before = self.services.get(id).cloned();
         if before.as_deref() == service.as_ref() {
             return;
@@ -438,10 +465,15 @@ impl State {
             }
         }
         dirty.services.insert(id.clone());
+        let appears = before.is_some() != service.is_some();
         match service {
             Some(service) => self.services.insert(id.clone(), Arc::new(service)),
             None => self.services.remove(id),
         };
+        if appears {
+            let parents = self.wishes.parents(id);
+            self.renew(parents.into_iter().filter(|parent| parent != id), dirty);
+        }
     }
 
     fn set_slice(&mut self, id: &Id, slice: Option<Slice>, dirty: &mut Dirty) {

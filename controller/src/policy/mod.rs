@@ -3,12 +3,9 @@
 pub mod inbound;
 pub mod outbound;
 mod route;
+pub(crate) use route::method;
 pub mod server;
-
-/// Protobuf durations; these are constants that fit.
-pub(crate) const fn millis(millis: i64) -> prost_types::Duration {
-    prost_types::Duration { seconds: millis / 1000, nanos: ((millis % 1000) * 1_000_000) as i32 }
-}
+mod traffic;
 
 /// A built-in thing, as metric labels name it.
 pub(crate) fn default_meta(name: &str) -> linkerd2_proxy_api::meta::Metadata {

@@ -1,8 +1,9 @@
 //! The answer about one port of a pod: of the Server that has the port, else of the defaults.
 
 use super::route::{grpc_rules, hosts, http_rules};
-use super::{default_meta, millis, policy_meta};
+use super::{default_meta, policy_meta};
 use crate::destination::endpoint::Mesh;
+use crate::duration::millis;
 use crate::index::pod::{Id, Pod};
 use crate::index::policy::{Authorization, Client, Clients, PodPolicy, RateLimit, Route, RouteSpec, ServerPolicy};
 use ipnet::IpNet;
