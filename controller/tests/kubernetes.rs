@@ -5,6 +5,8 @@ mod support;
 use linkerd2_proxy_api::destination::destination_client::DestinationClient;
 use linkerd2_proxy_api::destination::update::Update as Kind;
 use linkerd2_proxy_api::destination::{GetDestination, Update};
+use linkerd2_proxy_api::inbound::PortSpec;
+use linkerd2_proxy_api::inbound::inbound_server_policies_client::InboundServerPoliciesClient;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -269,6 +271,54 @@ async fn older_servers_and_kinds_that_appear_later() {
     api.serve("discovery.k8s.io/v1beta1/endpointslices", false);
     api.serve("discovery.k8s.io/v1/endpointslices", false);
     endpoints.become_these(&["10.0.0.2"]).await;
+}
+
+#[tokio::test]
+async fn mesh_resources_may_be_missing_come_and_go() {
+    let api = ApiServer::start();
+    fill(&api, &["10.0.0.1"]);
+    // No definition of any mesh resource: ready all the same.
+    let controller = Controller::destination_on(&api.kubeconfig());
+    until("it is read", async || controller.admin("/ready").await.0 == 200).await;
+    let mut client = InboundServerPoliciesClient::new(controller.channel("policy").await);
+    let ask = PortSpec { workload: "shop:web-5d4f8-p1".to_owned(), port: 8080 };
+    let mut stream = client.watch_port(ask).await.unwrap().into_inner();
+    assert_eq!(next(&mut stream).await.labels["name"], "all-unauthenticated");
+
+    // A server of an older Linkerd's version; then the newest, of another age.
+    let server = |version: &str, name: &str| {
+        json!({
+            "apiVersion": format!("policy.linkerd.io/{version}"), "kind": "Server",
+            "metadata": {"namespace": "shop", "name": name},
+            "spec": {"podSelector": {"matchLabels": {"app": "web"}}, "port": "http"},
+        })
+    };
+    api.serve("policy.linkerd.io/v1beta1/servers", true);
+    api.put(&server("v1beta1", "older"));
+    assert_eq!(next(&mut stream).await.labels["name"], "older");
+    api.serve("policy.linkerd.io/v1beta3/servers", true);
+    api.put(&server("v1beta3", "newer"));
+    while next(&mut stream).await.labels["name"] != "newer" {}
+    // One that makes no sense stops no other; one that loses its sense keeps its last.
+    let mut odd = server("v1beta3", "a-odd");
+    odd["spec"]["port"] = json!({"not": "a port"});
+    api.put(&odd);
+    let bad = "weft_source_bad_objects_total{kind=\"server\"}";
+    until("it is noticed", async || controller.metric(bad).await >= 1).await;
+    api.serve("policy.linkerd.io/v1alpha1/authorizationpolicies", true);
+    let target = json!({"group": "policy.linkerd.io", "kind": "Server", "name": "newer"});
+    api.put(&json!({
+        "apiVersion": "policy.linkerd.io/v1alpha1", "kind": "AuthorizationPolicy",
+        "metadata": {"namespace": "shop", "name": "all"},
+        "spec": {"targetRef": target, "requiredAuthenticationRefs": []},
+    }));
+    assert_eq!(next(&mut stream).await.authorizations[0].labels["name"], "all");
+    api.assert_allowed("destination");
+
+    // The definitions go, and with them all objects.
+    api.serve("policy.linkerd.io/v1beta1/servers", false);
+    api.serve("policy.linkerd.io/v1beta3/servers", false);
+    while next(&mut stream).await.labels["name"] != "all-unauthenticated" {}
 }
 
 #[tokio::test]
