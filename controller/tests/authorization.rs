@@ -2,6 +2,8 @@
 
 mod support;
 
+use linkerd2_proxy_api::destination::GetDestination;
+use linkerd2_proxy_api::destination::destination_client::DestinationClient;
 use linkerd2_proxy_api::http_route::path_match;
 use linkerd2_proxy_api::inbound::authn::Permit;
 use linkerd2_proxy_api::inbound::authn::permit_mesh_tls::Clients;
@@ -318,6 +320,31 @@ async fn the_oldest_server_has_a_port() {
         };
         assert_eq!(right, protocol);
     }
+}
+
+/// Clients must not send a peer what it takes for plain octets.
+#[tokio::test]
+async fn what_a_server_speaks_is_told_to_clients() {
+    let (state, mut pod) = shop();
+    pod["metadata"]["annotations"] = json!({"config.linkerd.io/opaque-ports": "9000"});
+    state.put(&pod);
+    let controller = Controller::destination(state.path());
+    let mut client = DestinationClient::new(controller.channel("destination").await);
+    let mut watch = async |port: u16| {
+        let ask = GetDestination { path: format!("10.244.0.1:{port}"), ..GetDestination::default() };
+        client.get_profile(ask).await.unwrap().into_inner()
+    };
+    let (mut detected, mut opaque) = (watch(8080).await, watch(9000).await);
+    assert_eq!((next(&mut detected).await.opaque_protocol, next(&mut opaque).await.opaque_protocol), (false, true));
+    let mut raw = server("raw", json!("http"));
+    raw["spec"]["proxyProtocol"] = json!("opaque");
+    state.put(&raw);
+    assert!(next(&mut detected).await.opaque_protocol);
+    // It knows better than the annotation.
+    state.put(&server("http", json!(9000)));
+    assert!(!next(&mut opaque).await.opaque_protocol);
+    state.delete(&raw);
+    assert!(!next(&mut detected).await.opaque_protocol);
 }
 
 #[tokio::test]

@@ -8,7 +8,9 @@ pub mod types;
 
 use crate::kinds::{Kind, Object};
 use crate::manifest;
+use crate::selector::Selector;
 use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde_json::Value;
 
 /// What is wrong with a resource.
@@ -178,8 +180,27 @@ fn server(spec: &Field<'_>) -> Checked {
         Some(Value::String(name)) if is_port_name(name) => {}
         _ => return port.fail("is neither a port from 1 to 65535 nor the name of one"),
     }
+    selector(&spec.get("podSelector"))?;
+    selector(&spec.get("externalWorkloadSelector"))?;
     spec.get("proxyProtocol").one_of(&["unknown", "HTTP/1", "HTTP/2", "gRPC", "opaque", "TLS"])?;
     spec.get("accessPolicy").one_of(POLICIES)
+}
+
+/// A selector of labels. One that selects nothing by mistake would leave open what it is to shut.
+fn selector(field: &Field<'_>) -> Checked {
+    let Some(value) = field.value else { return Ok(()) };
+    let labels: LabelSelector = match serde_path_to_error::deserialize(value) {
+        Ok(labels) => labels,
+        Err(error) => {
+            let (path, message) = manifest::fault(error);
+            let field = if path == "." { field.path.clone() } else { format!("{}.{path}", field.path) };
+            return Err(Error { field, message });
+        }
+    };
+    match Selector::try_from(&labels) {
+        Ok(_) => Ok(()),
+        Err(error) => field.get("matchExpressions").fail(error.to_string()),
+    }
 }
 
 fn is_port_name(name: &str) -> bool {
@@ -190,6 +211,7 @@ fn is_port_name(name: &str) -> bool {
 
 fn server_authorization(spec: &Field<'_>) -> Checked {
     spec.get("server").required()?.exactly_one(&["name", "selector"])?;
+    selector(&spec.get("server").get("selector"))?;
     let client = spec.get("client");
     client.required()?;
     client.get("networks").items()?.iter().try_for_each(network)?;

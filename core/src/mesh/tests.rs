@@ -30,6 +30,12 @@ fn servers() {
         &[
             ("/podSelector", Value::Null, "spec"),
             ("/externalWorkloadSelector", json!({}), "spec"),
+            ("/podSelector", json!({ "matchLabels": 5 }), "spec.podSelector.matchLabels"),
+            (
+                "/podSelector",
+                json!({ "matchExpressions": [{ "key": "a", "operator": "In" }] }),
+                "spec.podSelector.matchExpressions",
+            ),
             ("/port", json!(0), "spec.port"),
             ("/port", json!(70_000), "spec.port"),
             ("/port", json!("80"), "spec.port"),
