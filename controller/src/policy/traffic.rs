@@ -9,15 +9,15 @@ use crate::index::pod::Id;
 use crate::index::policy::RouteSpec;
 use crate::index::service::Service;
 use crate::index::traffic::{Route, backend};
+use linkerd2_proxy_api::grpc_route::GrpcFailureInjector;
 use linkerd2_proxy_api::http_route::{HttpFailureInjector, Ratio, Timeouts};
 use linkerd2_proxy_api::meta::{Metadata, Resource, metadata};
 use linkerd2_proxy_api::outbound::{
     Backend, ExponentialBackoff, FailureAccrual, GrpcRoute, HttpRoute, failure_accrual, grpc_route, http_route,
 };
-use linkerd2_proxy_api::{grpc_route::GrpcFailureInjector, outbound};
 use std::collections::BTreeMap;
 use std::time::Duration;
-use weft_core::mesh::types::{BackendReference, Filter, RouteTimeouts};
+use weft_core::mesh::types::{BackendReference, RouteTimeouts};
 
 /// Octets of a request that are kept for another try.
 const RETRY_BYTES: u32 = 64 << 10;
@@ -181,13 +181,6 @@ pub(super) struct Parent<'a> {
     pub backend: Backend,
 }
 
-/// Where a reference leads.
-enum Led {
-    To(Backend),
-    /// Nowhere, and why.
-    Nowhere(Metadata, String),
-}
-
 impl Parent<'_> {
     /// A route of HTTP requests, if it is one.
     pub fn http(&self, route: &Route) -> Option<HttpRoute> {
@@ -238,22 +231,16 @@ impl Parent<'_> {
             None | Some([]) => Kind::FirstAvailable(FirstAvailable { backends: vec![single(self.backend.clone())] }),
             Some(references) => {
                 let weighted = references.iter().filter_map(|reference| {
+                    let (backend, fault) = self.lead(route, reference);
+                    let own = reference.filters.iter().flatten().filter_map(outbound_http_filter);
+                    let fault = fault.map(|message| {
+                        let failure = HttpFailureInjector { status: 500, message, ratio: Some(always()) };
+                        http_route::Filter { kind: Some(http_route::filter::Kind::FailureInjector(failure)) }
+                    });
+                    let backend =
+                        http_route::RouteBackend { filters: fault.into_iter().chain(own).collect(), ..single(backend) };
                     let weight = reference.weight.unwrap_or(1);
-                    let filters = reference.filters.iter().flatten().filter_map(outbound_http_filter).collect();
-                    let backend = match self.lead(route, reference) {
-                        Led::To(backend) => http_route::RouteBackend { filters, ..single(backend) },
-                        Led::Nowhere(meta, why) => {
-                            let backend = Backend { metadata: Some(meta), ..self.backend.clone() };
-                            let kind = outbound::http_route::filter::Kind::FailureInjector(HttpFailureInjector {
-                                status: 500,
-                                message: why,
-                                ratio: Some(always()),
-                            });
-                            let filters = vec![http_route::Filter { kind: Some(kind) }];
-                            http_route::RouteBackend { filters, ..single(backend) }
-                        }
-                    };
-                    (weight > 0).then(|| http_route::WeightedRouteBackend { backend: Some(backend), weight })
+                    (weight > 0).then_some(http_route::WeightedRouteBackend { backend: Some(backend), weight })
                 });
                 let backends: Vec<_> = weighted.collect();
                 match backends.is_empty() {
@@ -272,23 +259,16 @@ impl Parent<'_> {
             None | Some([]) => Kind::FirstAvailable(FirstAvailable { backends: vec![single(self.backend.clone())] }),
             Some(references) => {
                 let weighted = references.iter().filter_map(|reference| {
+                    let (backend, fault) = self.lead(route, reference);
+                    let own = reference.filters.iter().flatten().filter_map(outbound_grpc_filter);
+                    let fault = fault.map(|message| {
+                        let failure = GrpcFailureInjector { code: INTERNAL, message, ratio: Some(always()) };
+                        grpc_route::Filter { kind: Some(grpc_route::filter::Kind::FailureInjector(failure)) }
+                    });
+                    let backend =
+                        grpc_route::RouteBackend { filters: fault.into_iter().chain(own).collect(), ..single(backend) };
                     let weight = reference.weight.unwrap_or(1);
-                    let own: &[Filter] = reference.filters.as_deref().unwrap_or_default();
-                    let filters = own.iter().filter_map(outbound_grpc_filter).collect();
-                    let backend = match self.lead(route, reference) {
-                        Led::To(backend) => grpc_route::RouteBackend { filters, ..single(backend) },
-                        Led::Nowhere(meta, why) => {
-                            let backend = Backend { metadata: Some(meta), ..self.backend.clone() };
-                            let kind = outbound::grpc_route::filter::Kind::FailureInjector(GrpcFailureInjector {
-                                code: INTERNAL,
-                                message: why,
-                                ratio: Some(always()),
-                            });
-                            let filters = vec![grpc_route::Filter { kind: Some(kind) }];
-                            grpc_route::RouteBackend { filters, ..single(backend) }
-                        }
-                    };
-                    (weight > 0).then(|| grpc_route::WeightedRouteBackend { backend: Some(backend), weight })
+                    (weight > 0).then_some(grpc_route::WeightedRouteBackend { backend: Some(backend), weight })
                 });
                 let backends: Vec<_> = weighted.collect();
                 match backends.is_empty() {
@@ -300,15 +280,19 @@ impl Parent<'_> {
         grpc_route::Distribution { kind: Some(kind) }
     }
 
-    fn lead(&self, route: &Route, reference: &BackendReference) -> Led {
+    /// Where a reference leads, and why nothing can be sent there, if so.
+    fn lead(&self, route: &Route, reference: &BackendReference) -> (Backend, Option<String>) {
+        let nowhere = |name: &str, why: String| {
+            (Backend { metadata: Some(default_meta(name)), ..self.backend.clone() }, Some(why))
+        };
         let Some(id) = backend(&route.id, reference) else {
             let kind = reference.kind.as_deref().unwrap_or("Service");
-            return Led::Nowhere(default_meta("invalid"), format!("{kind}/{} is no backend", reference.name));
+            return nowhere("invalid", format!("{kind}/{} is no backend", reference.name));
         };
         match reference.port {
-            Some(port) if !self.service.traffic.missing.contains(&id) => Led::To(balanced(self.mesh, &id, port)),
-            Some(_) => Led::Nowhere(default_meta("not-found"), format!("service {id} does not exist")),
-            None => Led::Nowhere(default_meta("invalid"), format!("service {id} needs a port")),
+            Some(port) if !self.service.traffic.missing.contains(&id) => (balanced(self.mesh, &id, port), None),
+            Some(_) => nowhere("not-found", format!("service {id} does not exist")),
+            None => nowhere("invalid", format!("service {id} needs a port")),
         }
     }
 }
