@@ -395,7 +395,7 @@ async fn values_are_read_again_and_bad_ones_are_not_used() {
     let controller = start(&api, &[]);
     until("it says why", async || {
         let (status, body) = controller.admin("/ready").await;
-        status == 503 && body.contains("proxy-uid")
+        status == 503 && body.contains("proxy.uid")
     })
     .await;
     until("the certificate is there", async || ca_bundle(&api, MUTATING, "weft-injector-webhook-config").is_some())
