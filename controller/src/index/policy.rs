@@ -52,10 +52,14 @@ pub enum Client {
 
 impl Client {
     fn parse(text: &str) -> Client {
-        match text.strip_prefix('*') {
-            Some("") => Client::Any,
-            Some(rest) => Client::Suffix(rest.trim_start_matches('.').split('.').map(str::to_owned).collect()),
-            None => Client::Name(text.to_owned()),
+        if text == "*" {
+            return Client::Any;
+        }
+        let parts = text.strip_prefix("*.").map(|rest| rest.split('.').map(str::to_owned).collect::<Vec<_>>());
+        match parts {
+            // An empty ending would be everybody's.
+            Some(parts) if parts.iter().all(|part| !part.is_empty()) => Client::Suffix(parts),
+            _ => Client::Name(text.to_owned()),
         }
     }
 }
@@ -511,5 +515,31 @@ fn limit(key: &Key, metadata: &ObjectMeta, spec: &types::HttpLocalRateLimitPolic
             .unwrap_or_default()
             .to_owned(),
         created: created(metadata),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identities_and_endings() {
+        assert_eq!(Client::parse("*"), Client::Any);
+        assert_eq!(Client::parse("*.shop.example"), Client::Suffix(vec!["shop".into(), "example".into()]));
+        // What makes no sense is nobody's name.
+        for name in ["a.b", "*.", "*..b", "*a.b", ""] {
+            assert_eq!(Client::parse(name), Client::Name(name.into()), "{name}");
+        }
+    }
+
+    #[test]
+    fn networks_that_cannot_be_read_let_nobody_in() {
+        let network = |cidr: &str, except: &[&str]| types::Network {
+            cidr: cidr.into(),
+            except: Some(except.iter().map(|net| (*net).to_owned()).collect()),
+        };
+        let list = [network("10.0.0.0/8", &["10.1.0.0/16"]), network("10.0.0.0/8", &["?"]), network("?", &[])];
+        assert_eq!(networks(&list), [("10.0.0.0/8".parse().unwrap(), vec!["10.1.0.0/16".parse().unwrap()])]);
+        assert_eq!(networks(&[network("192.0.2.1", &[])])[0].0, "192.0.2.1/32".parse().unwrap());
     }
 }
