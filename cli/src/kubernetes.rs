@@ -210,7 +210,7 @@ impl Kubernetes {
         let unknown = || Problem { status: None, message: format!("there is no kind {kind:?}") };
         let known = Kind::from_any_name(kind).ok_or_else(unknown)?;
         let namespace = namespace.filter(|_| known.namespaced());
-        let mut objects = self.list(&path_of(known.api_version(), known.plural(), namespace, None), None).await?;
+        let mut objects = self.list(&path_of(known.api_version(), known.resource(), namespace, None), None).await?;
         objects.sort_by_cached_key(|o| {
             let text = |path: &str| o.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
             (text("/metadata/namespace"), text("/metadata/name"))

@@ -9,6 +9,7 @@ pub mod admin;
 pub mod cli;
 pub mod destination;
 pub mod drain;
+pub mod duration;
 pub mod grpc;
 pub mod http;
 pub mod identity;

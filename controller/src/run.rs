@@ -29,7 +29,26 @@ use weft_core::kinds::Kind;
 use weft_core::names;
 
 /// What destination and policy read.
-const DISCOVERY_KINDS: &[Kind] = &[Kind::Namespace, Kind::Service, Kind::Pod, Kind::EndpointSlice];
+const DISCOVERY_KINDS: &[Kind] = &[
+    Kind::Namespace,
+    Kind::Service,
+    Kind::Pod,
+    Kind::EndpointSlice,
+    Kind::Node,
+    Kind::Server,
+    Kind::ServerAuthorization,
+    Kind::AuthorizationPolicy,
+    Kind::MeshTlsAuthentication,
+    Kind::NetworkAuthentication,
+    Kind::HttpLocalRateLimitPolicy,
+    Kind::HttpRoute,
+    Kind::EgressNetwork,
+    Kind::GatewayHttpRoute,
+    Kind::GrpcRoute,
+    Kind::ServiceProfile,
+    Kind::TrafficSplit,
+    Kind::ExternalWorkload,
+];
 /// What metrics reads.
 const METRICS_KINDS: &[Kind] = &[
     Kind::Namespace,
@@ -168,7 +187,8 @@ async fn destination_servers(
         &mesh.controller_namespace,
         &mesh.trust_domain,
     );
-    let rules = Arc::new(policy::inbound::Rules { cluster_networks: options.cluster_networks, scraper });
+    let rules =
+        Arc::new(policy::server::Rules { mesh: mesh.clone(), cluster_networks: options.cluster_networks, scraper });
     let inbound = policy::inbound::Server::new(index.clone(), rules, drain.clone(), telemetry);
     let outbound = policy::outbound::Server::new(index, mesh, drain.clone(), telemetry);
     let routes =

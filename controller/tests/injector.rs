@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 use support::api_server::{ApiServer, Fault};
 use support::{Controller, namespace, plain_pod, until};
 use tokio::net::TcpStream;
-use weft_core::trust;
+use weft_core::{manifest, trust};
 
 const MUTATING: &str = "admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
 const VALIDATING: &str = "admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
@@ -316,6 +316,39 @@ async fn what_is_no_question_gets_an_answer_too() {
 }
 
 /// What a server says to HTTP without TLS.
+/// What is good, and what is not with the words about it.
+const RESOURCES: &str = include_str!("resources.yaml");
+
+#[tokio::test]
+async fn resources_are_judged_alike_everywhere() {
+    let api = cluster();
+    let controller = start(&api, &[]);
+    ready(&controller).await;
+    let mut client = Client::of(&controller, &api).await;
+    let mut judged = 0;
+    for (at, mut value) in manifest::values("resources.yaml", RESOURCES).unwrap() {
+        // `expect` is the table's own.
+        let expected = value.as_object_mut().unwrap().shift_remove("expect");
+        let expected = expected.map_or("good".to_owned(), |words| words.as_str().unwrap().to_owned());
+        let one_machine = match manifest::parse_value("resources.yaml", value.clone()) {
+            Ok(_) => "good".to_owned(),
+            Err(error) => format!("{}: {}", error.field.unwrap_or_default(), error.message),
+        };
+        let review = json!({
+            "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+            "request": {"uid": at.to_string(), "operation": "CREATE", "namespace": "shop", "object": value},
+        });
+        let response = client.ask("/validate", &review).await;
+        let cluster = match response["allowed"].as_bool() {
+            Some(true) => "good",
+            _ => response["status"]["message"].as_str().unwrap(),
+        };
+        assert_eq!((one_machine.as_str(), cluster), (expected.as_str(), expected.as_str()), "document {at}");
+        judged += 1;
+    }
+    assert!(judged >= 20, "{judged}");
+}
+
 async fn without_tls(addr: SocketAddr) -> Vec<u8> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = TcpStream::connect(addr).await.unwrap();
@@ -362,7 +395,7 @@ async fn values_are_read_again_and_bad_ones_are_not_used() {
     let controller = start(&api, &[]);
     until("it says why", async || {
         let (status, body) = controller.admin("/ready").await;
-        status == 503 && body.contains("proxy-uid")
+        status == 503 && body.contains("proxy.uid")
     })
     .await;
     until("the certificate is there", async || ca_bundle(&api, MUTATING, "weft-injector-webhook-config").is_some())

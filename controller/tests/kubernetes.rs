@@ -5,6 +5,8 @@ mod support;
 use linkerd2_proxy_api::destination::destination_client::DestinationClient;
 use linkerd2_proxy_api::destination::update::Update as Kind;
 use linkerd2_proxy_api::destination::{GetDestination, Update};
+use linkerd2_proxy_api::inbound::PortSpec;
+use linkerd2_proxy_api::inbound::inbound_server_policies_client::InboundServerPoliciesClient;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -16,19 +18,26 @@ use tonic::Streaming;
 struct Endpoints {
     stream: Streaming<Update>,
     known: BTreeSet<String>,
+    /// The zone of what came last.
+    zone: String,
 }
 
 impl Endpoints {
     async fn of(controller: &Controller, path: &str) -> Endpoints {
         let mut client = DestinationClient::new(controller.channel("destination").await);
         let ask = GetDestination { path: path.to_owned(), ..GetDestination::default() };
-        Endpoints { stream: client.get(ask).await.unwrap().into_inner(), known: BTreeSet::new() }
+        Endpoints { stream: client.get(ask).await.unwrap().into_inner(), known: BTreeSet::new(), zone: String::new() }
     }
 
     async fn step(&mut self) {
         let addr = |addr: Option<_>| SocketAddr::try_from(addr.unwrap()).unwrap().ip().to_string();
         match next(&mut self.stream).await.update.unwrap() {
-            Kind::Add(set) => self.known.extend(set.addrs.into_iter().map(|endpoint| addr(endpoint.addr))),
+            Kind::Add(set) => {
+                for endpoint in set.addrs {
+                    self.zone = endpoint.metric_labels.get("zone").cloned().unwrap_or_default();
+                    self.known.insert(addr(endpoint.addr));
+                }
+            }
             Kind::Remove(set) => {
                 for gone in set.addrs {
                     self.known.remove(&addr(Some(gone)));
@@ -217,7 +226,7 @@ async fn a_history_that_is_gone_is_read_again() {
 
 /// The same endpoints as `Endpoints`, the older kind.
 fn old_endpoints(service: &Value, pods: &[&Value]) -> Value {
-    let address = |pod: &&Value| json!({"ip": pod["status"]["podIP"], "targetRef": {"kind": "Pod", "name": pod["metadata"]["name"]}});
+    let address = |pod: &&Value| json!({"ip": pod["status"]["podIP"], "nodeName": "n1", "targetRef": {"kind": "Pod", "name": pod["metadata"]["name"]}});
     json!({
         "apiVersion": "v1", "kind": "Endpoints",
         "metadata": {"namespace": service["metadata"]["namespace"], "name": service["metadata"]["name"]},
@@ -234,9 +243,16 @@ async fn older_servers_and_kinds_that_appear_later() {
     let (web, pods) = fill(&api, &["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
     api.serve("discovery.k8s.io/v1/endpointslices", false);
     api.put(&old_endpoints(&web, &[&pods[0]]));
+    let node = |zone: &str| json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": zone}}});
+    api.put(&node("a"));
     let controller = Controller::destination_on(&api.kubeconfig());
     let mut endpoints = Endpoints::of(&controller, WEB).await;
     endpoints.become_these(&["10.0.0.1"]).await;
+    // Endpoints know nodes, and nodes know zones.
+    assert_eq!(endpoints.zone, "a");
+    api.put(&node("b"));
+    endpoints.step().await;
+    assert_eq!(endpoints.zone, "b");
     api.put(&old_endpoints(&web, &[&pods[1]]));
     endpoints.become_these(&["10.0.0.2"]).await;
 
@@ -255,6 +271,54 @@ async fn older_servers_and_kinds_that_appear_later() {
     api.serve("discovery.k8s.io/v1beta1/endpointslices", false);
     api.serve("discovery.k8s.io/v1/endpointslices", false);
     endpoints.become_these(&["10.0.0.2"]).await;
+}
+
+#[tokio::test]
+async fn mesh_resources_may_be_missing_come_and_go() {
+    let api = ApiServer::start();
+    fill(&api, &["10.0.0.1"]);
+    // No definition of any mesh resource: ready all the same.
+    let controller = Controller::destination_on(&api.kubeconfig());
+    until("it is read", async || controller.admin("/ready").await.0 == 200).await;
+    let mut client = InboundServerPoliciesClient::new(controller.channel("policy").await);
+    let ask = PortSpec { workload: "shop:web-5d4f8-p1".to_owned(), port: 8080 };
+    let mut stream = client.watch_port(ask).await.unwrap().into_inner();
+    assert_eq!(next(&mut stream).await.labels["name"], "all-unauthenticated");
+
+    // A server of an older Linkerd's version; then the newest, of another age.
+    let server = |version: &str, name: &str| {
+        json!({
+            "apiVersion": format!("policy.linkerd.io/{version}"), "kind": "Server",
+            "metadata": {"namespace": "shop", "name": name},
+            "spec": {"podSelector": {"matchLabels": {"app": "web"}}, "port": "http"},
+        })
+    };
+    api.serve("policy.linkerd.io/v1beta1/servers", true);
+    api.put(&server("v1beta1", "older"));
+    assert_eq!(next(&mut stream).await.labels["name"], "older");
+    api.serve("policy.linkerd.io/v1beta3/servers", true);
+    api.put(&server("v1beta3", "newer"));
+    while next(&mut stream).await.labels["name"] != "newer" {}
+    // One that makes no sense stops no other; one that loses its sense keeps its last.
+    let mut odd = server("v1beta3", "a-odd");
+    odd["spec"]["port"] = json!({"not": "a port"});
+    api.put(&odd);
+    let bad = "weft_source_bad_objects_total{kind=\"server\"}";
+    until("it is noticed", async || controller.metric(bad).await >= 1).await;
+    api.serve("policy.linkerd.io/v1alpha1/authorizationpolicies", true);
+    let target = json!({"group": "policy.linkerd.io", "kind": "Server", "name": "newer"});
+    api.put(&json!({
+        "apiVersion": "policy.linkerd.io/v1alpha1", "kind": "AuthorizationPolicy",
+        "metadata": {"namespace": "shop", "name": "all"},
+        "spec": {"targetRef": target, "requiredAuthenticationRefs": []},
+    }));
+    assert_eq!(next(&mut stream).await.authorizations[0].labels["name"], "all");
+    api.assert_allowed("destination");
+
+    // The definitions go, and with them all objects.
+    api.serve("policy.linkerd.io/v1beta1/servers", false);
+    api.serve("policy.linkerd.io/v1beta3/servers", false);
+    while next(&mut stream).await.labels["name"] != "all-unauthenticated" {}
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 
 use crate::kinds::Kind;
 pub use crate::kinds::{Key, Object};
-use crate::validate;
+use crate::{mesh, validate};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::fmt;
@@ -248,22 +248,38 @@ fn typed(file: &str, index: usize, value: Value) -> Result<Document, Error> {
     let kind_name = text("kind").ok_or_else(|| fail(Some("kind".into()), "is required".into()))?;
     let kind = Kind::from_manifest(api_version, kind_name).ok_or_else(|| {
         match Kind::ALL.iter().find(|k| k.as_str() == kind_name) {
-            Some(kind) => fail(
+            Some(_) => fail(
                 Some("apiVersion".into()),
-                format!("{kind_name} is of {}, not of {api_version}", kind.api_version()),
+                format!("{kind_name} is of {}, not of {api_version}", versions(kind_name)),
             ),
             None => fail(Some("kind".into()), format!("unknown kind {kind_name} of {api_version}")),
         }
     })?;
-    let typed = Object::from_value(kind, value.clone()).map_err(|error| {
-        let field = error.path().to_string();
-        fail(Some(field), plain(&error.into_inner().to_string()))
+    let read = match mesh::read(&value).map_err(|error| fail(Some(error.field), error.message))? {
+        Some(typed) => Ok(typed),
+        None => Object::from_value(kind, value.clone()),
+    };
+    let typed = read.map_err(|error| {
+        let (field, message) = fault(error);
+        fail(Some(field), message)
     })?;
     if let Some(field) = unknown_field(&value, &typed.to_value(), &mut String::new()) {
         return Err(fail(Some(field), "unknown field".into()));
     }
     validate::object(&typed).map_err(|(field, message)| fail(Some(field), message))?;
     Ok(Document { index, object: typed, value, file: file.to_owned() })
+}
+
+/// Every `apiVersion` of the kinds of this name.
+fn versions(kind: &str) -> String {
+    let kinds = Kind::ALL.iter().filter(|k| k.as_str() == kind);
+    kinds.flat_map(|k| k.api_versions()).copied().collect::<Vec<_>>().join(", ")
+}
+
+/// Path and sentence of what could not be typed.
+pub(crate) fn fault(error: serde_path_to_error::Error<serde_json::Error>) -> (String, String) {
+    let field = error.path().to_string();
+    (field, plain(&error.into_inner().to_string()))
 }
 
 /// serde_json adds a place in a text that was never there.

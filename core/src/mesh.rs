@@ -4,8 +4,13 @@
 
 mod profile;
 mod route;
+pub mod types;
 
+use crate::kinds::{Kind, Object};
+use crate::manifest;
+use crate::selector::Selector;
 use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde_json::Value;
 
 /// What is wrong with a resource.
@@ -46,8 +51,27 @@ pub fn validate(object: &Value) -> Checked {
         ("gateway.networking.k8s.io", "GRPCRoute") => route::grpc(&spec),
         ("linkerd.io", "ServiceProfile") => profile::check(object, &spec),
         ("split.smi-spec.io", "TrafficSplit") => traffic_split(&spec),
+        ("workload.linkerd.io", "ExternalWorkload") => external_workload(&spec),
         _ => Ok(()),
     }
+}
+
+/// Reads a mesh resource as whoever admits it must: by [`validate`], then as its type. `None` for what is no mesh
+/// resource.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn read(object: &Value) -> Result<Option<Object>, Error> {
+    let text = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default();
+    let Some(kind) = Kind::from_manifest(text("apiVersion"), text("kind")).filter(|kind| kind.is_mesh()) else {
+        return Ok(None);
+    };
+    validate(object)?;
+    let typed = Object::from_value(kind, object.clone()).map_err(|error| {
+        let (field, message) = manifest::fault(error);
+        Error { field, message }
+    })?;
+    Ok(Some(typed))
 }
 
 /// A value and where it is.
@@ -156,8 +180,27 @@ fn server(spec: &Field<'_>) -> Checked {
         Some(Value::String(name)) if is_port_name(name) => {}
         _ => return port.fail("is neither a port from 1 to 65535 nor the name of one"),
     }
+    selector(&spec.get("podSelector"))?;
+    selector(&spec.get("externalWorkloadSelector"))?;
     spec.get("proxyProtocol").one_of(&["unknown", "HTTP/1", "HTTP/2", "gRPC", "opaque", "TLS"])?;
     spec.get("accessPolicy").one_of(POLICIES)
+}
+
+/// A selector of labels. One that selects nothing by mistake would leave open what it is to shut.
+fn selector(field: &Field<'_>) -> Checked {
+    let Some(value) = field.value else { return Ok(()) };
+    let labels: LabelSelector = match serde_path_to_error::deserialize(value) {
+        Ok(labels) => labels,
+        Err(error) => {
+            let (path, message) = manifest::fault(error);
+            let field = if path == "." { field.path.clone() } else { format!("{}.{path}", field.path) };
+            return Err(Error { field, message });
+        }
+    };
+    match Selector::try_from(&labels) {
+        Ok(_) => Ok(()),
+        Err(error) => field.get("matchExpressions").fail(error.to_string()),
+    }
 }
 
 fn is_port_name(name: &str) -> bool {
@@ -168,6 +211,7 @@ fn is_port_name(name: &str) -> bool {
 
 fn server_authorization(spec: &Field<'_>) -> Checked {
     spec.get("server").required()?.exactly_one(&["name", "selector"])?;
+    selector(&spec.get("server").get("selector"))?;
     let client = spec.get("client");
     client.required()?;
     client.get("networks").items()?.iter().try_for_each(network)?;
@@ -309,6 +353,28 @@ fn traffic_split(spec: &Field<'_>) -> Checked {
         }
     }
     if total > 0.0 { Ok(()) } else { spec.get("backends").fail("all weights are 0: no traffic would go anywhere") }
+}
+
+fn external_workload(spec: &Field<'_>) -> Checked {
+    let tls = spec.get("meshTLS");
+    tls.required()?;
+    tls.get("identity").name()?;
+    tls.get("serverName").name()?;
+    for ip in spec.get("workloadIPs").items()? {
+        let ip = ip.get("ip");
+        let text = ip.name()?;
+        if text.parse::<std::net::IpAddr>().is_err() {
+            return ip.fail(format!("{text:?} is no address"));
+        }
+    }
+    for port in spec.get("ports").items()? {
+        let port = port.get("port");
+        match port.required()?.number()? {
+            Some(number) if (1.0..=65_535.0).contains(&number) => {}
+            _ => return port.fail("is no port: 1 to 65535"),
+        }
+    }
+    Ok(())
 }
 
 /// A Go duration: `1m30s`.

@@ -153,7 +153,7 @@ fn a_bad_annotation_is_named() {
         ("proxy-admin-shutdown", "perhaps"),
         ("image-pull-policy", "Sometimes"),
         ("proxy-additional-env", "{}"),
-        ("proxy-require-identity-inbound-ports", "80"),
+        ("proxy-require-identity-inbound-ports", "no-such-port"),
         ("close-wait-timeout", "10ms"),
         ("proxy-cpu-ratio-limit", "2"),
         ("proxy-enable-native-sidecar", "perhaps"),

@@ -66,7 +66,7 @@ fn hint(pod: &Pod, port: u16) -> ProtocolHint {
     };
     ProtocolHint {
         opaque_transport: (!own.contains(&port)).then(|| OpaqueTransport { inbound_port: inbound_port.into() }),
-        protocol: Some(if pod.opaque_ports.contains(port) { Protocol::Opaque(Opaque {}) } else { Protocol::H2(H2 {}) }),
+        protocol: Some(if pod.is_opaque(port) { Protocol::Opaque(Opaque {}) } else { Protocol::H2(H2 {}) }),
     }
 }
 

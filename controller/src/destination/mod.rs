@@ -4,6 +4,7 @@ pub mod endpoint;
 pub mod get;
 pub mod name;
 pub mod profile;
+mod wishes;
 
 use crate::drain::Drain;
 use crate::grpc::{Changed, Messages, Method, Next, watched};
@@ -68,17 +69,18 @@ impl Server {
         let Authority { host, port } = Authority::parse(&request.path, &self.mesh.cluster_domain)?;
         self.index.synced().await;
         tracing::debug!(path = request.path, "get profile");
+        let client = name::client_namespace(&request.context_token);
         let (mesh, drain, method) = (self.mesh.clone(), self.drain.clone(), &self.get_profile);
         let mut changed = Changed::default();
         Ok(match host {
             Host::Ip(ip) => watched(self.index.watch_ip(ip), drain, method, move |target| {
-                Next::Send(changed.filter(profile::of_address(&mesh, ip, port, &target)))
+                Next::Send(changed.filter(profile::of_address(&mesh, ip, port, &target, &client)))
             }),
             Host::Service(id) => {
                 let rx = self.index.watch_service(&id);
                 exists(&rx.borrow(), &id)?;
                 watched(rx, drain, method, move |view| {
-                    let profile = view.map(|view| profile::of_service(&mesh, &view.service, port));
+                    let profile = view.map(|view| profile::of_service(&mesh, &view.service, port, &client));
                     Next::Send(changed.filter(profile.unwrap_or_default()))
                 })
             }

@@ -1,6 +1,7 @@
 //! What a proxy asks for: `name.namespace.svc.<domain>:port`, `host.name.namespace.svc.<domain>:port` or `ip:port`.
 
 use crate::index::pod::Id;
+use serde::Deserialize;
 use std::net::{IpAddr, SocketAddr};
 use tonic::Status;
 
@@ -73,6 +74,19 @@ impl Authority {
     }
 }
 
+/// The namespace of whoever asks, as the proxy's configuration says it: JSON with `ns`, or `ns:<namespace>`. Empty when
+/// nothing says it.
+pub fn client_namespace(token: &str) -> String {
+    #[derive(Deserialize)]
+    struct Token {
+        ns: String,
+    }
+    match token.strip_prefix("ns:") {
+        Some(namespace) => namespace.to_owned(),
+        None => serde_json::from_str(token).map(|token: Token| token.ns).unwrap_or_default(),
+    }
+}
+
 fn is_label(label: &str) -> bool {
     (1..=63).contains(&label.len())
         && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
@@ -83,6 +97,14 @@ fn is_label(label: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_asks() {
+        for token in [r#"{"ns":"shop","nodeName":"n","pod":"p"}"#, "ns:shop"] {
+            assert_eq!(client_namespace(token), "shop", "{token}");
+        }
+        assert_eq!(client_namespace("?"), "");
+    }
 
     #[test]
     fn names_and_addresses() {

@@ -2,6 +2,7 @@
 
 use super::endpoint::{Mesh, weighted};
 use super::get::resolve;
+use super::wishes;
 use crate::index::Target;
 use crate::index::pod::Pod;
 use crate::index::ports::Ports;
@@ -10,10 +11,10 @@ use linkerd2_proxy_api::destination::{DestinationProfile, RetryBudget};
 use linkerd2_proxy_api::meta;
 use std::net::{IpAddr, SocketAddr};
 
-/// The profile of an address.
-pub fn of_address(mesh: &Mesh, ip: IpAddr, port: u16, target: &Target) -> DestinationProfile {
+/// The profile of an address, for a client of this namespace.
+pub fn of_address(mesh: &Mesh, ip: IpAddr, port: u16, target: &Target, client: &str) -> DestinationProfile {
     match target {
-        Target::Service(service) => of_service(mesh, service, port),
+        Target::Service(service) => of_service(mesh, service, port, client),
         Target::Pod(pod) => of_pod(mesh, pod, SocketAddr::new(ip, port), None),
         // Servers that speak first are outside of clusters, too.
         Target::Unknown => {
@@ -22,21 +23,32 @@ pub fn of_address(mesh: &Mesh, ip: IpAddr, port: u16, target: &Target) -> Destin
     }
 }
 
-/// The profile of a service. It is empty for a port that the service does not have: policy refuses those.
-pub fn of_service(mesh: &Mesh, service: &Service, port: u16) -> DestinationProfile {
+/// The profile of a service, for a client of this namespace. It is empty for a port that the service does not have:
+/// policy refuses those.
+pub fn of_service(mesh: &Mesh, service: &Service, port: u16, client: &str) -> DestinationProfile {
     let id = &service.id;
     let protocol = match service.port(port) {
         Some(port) => port.protocol,
         None if service.headless => Protocol::Detect,
         None => return DestinationProfile::default(),
     };
-    DestinationProfile {
-        fully_qualified_name: mesh.service_name(&id.name, &id.namespace),
+    let name = mesh.service_name(&id.name, &id.namespace);
+    let mut answer = DestinationProfile {
         opaque_protocol: protocol == Protocol::Opaque,
         retry_budget: retry_budget(),
         parent_ref: Some(resource("Service", &id.name, &id.namespace, port)),
+        fully_qualified_name: name,
         ..Default::default()
+    };
+    if let Some(profile) = service.traffic.profile(id, client)
+        && profile.id.name == answer.fully_qualified_name
+    {
+        wishes::put(&mut answer, profile, port);
     }
+    if let Some(split) = &service.traffic.split {
+        answer.dst_overrides = wishes::split(mesh, &id.namespace, split, port);
+    }
+    answer
 }
 
 /// The profile of one pod of a headless service, if there is one of this name.
@@ -58,7 +70,7 @@ fn of_pod(mesh: &Mesh, pod: &Pod, addr: SocketAddr, zone: Option<&str>) -> Desti
     // Elsewhere the namespace is told once for a whole set.
     endpoint.metric_labels.insert("namespace".to_owned(), pod.id.namespace.clone());
     DestinationProfile {
-        opaque_protocol: pod.opaque_ports.contains(addr.port()),
+        opaque_protocol: pod.is_opaque(addr.port()),
         retry_budget: retry_budget(),
         endpoint: Some(endpoint),
         ..Default::default()

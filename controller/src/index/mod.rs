@@ -6,26 +6,30 @@
 //! number of different subjects, not the number of streams.
 
 pub mod pod;
+pub mod policy;
 pub use weft_core::ports;
 pub mod service;
+mod state;
+pub mod traffic;
 
 use crate::source::Event;
 use crate::telemetry::Telemetry;
-use pod::{Id, Pod, Settings};
-use service::{Endpoint, Service, ServiceView, Slice};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::hash::Hash;
+use pod::{Id, Pod};
+use policy::PodPolicy;
+use service::{Service, ServiceView};
+use state::{Dirty, State};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use weft_core::kinds::{Key, Kind, Object};
+use weft_core::kinds::Key;
 
 /// How often subjects that nobody watches any more are forgotten.
 const SWEEP: Duration = Duration::from_secs(60);
 
 /// What an address stands for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Target {
     /// Nothing that is known here.
     Unknown,
@@ -49,37 +53,6 @@ pub struct WorkloadObject {
 pub struct Index {
     state: Arc<Mutex<State>>,
     synced: watch::Sender<bool>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    namespaces: BTreeMap<String, (BTreeMap<String, String>, Settings)>,
-    pods: HashMap<Id, Arc<Pod>>,
-    services: HashMap<Id, Arc<Service>>,
-    slices: HashMap<Id, Arc<Slice>>,
-    workloads: BTreeMap<Key, Arc<WorkloadObject>>,
-    pods_by_ip: HashMap<IpAddr, BTreeSet<Id>>,
-    services_by_ip: HashMap<IpAddr, BTreeSet<Id>>,
-    slices_by_service: HashMap<Id, BTreeSet<Id>>,
-    services_by_endpoint: HashMap<Referent, BTreeMap<Id, usize>>,
-    watched_ips: HashMap<IpAddr, watch::Sender<Target>>,
-    watched_services: HashMap<Id, watch::Sender<Option<Arc<ServiceView>>>>,
-    watched_pods: HashMap<Id, watch::Sender<Option<Arc<Pod>>>>,
-}
-
-/// What an endpoint of a slice refers to.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Referent {
-    Pod(Id),
-    Ip(IpAddr),
-}
-
-/// Subjects whose snapshots may have changed.
-#[derive(Default)]
-struct Dirty {
-    ips: HashSet<IpAddr>,
-    services: HashSet<Id>,
-    pods: HashSet<Id>,
 }
 
 impl Default for Index {
@@ -167,13 +140,13 @@ impl Index {
         rx
     }
 
-    /// A pod, now and from now on; `None` while there is none.
-    pub fn watch_pod(&self, id: &Id) -> watch::Receiver<Option<Arc<Pod>>> {
+    /// A pod with its policies, now and from now on; `None` while there is none.
+    pub fn watch_pod(&self, id: &Id) -> watch::Receiver<Option<Arc<PodPolicy>>> {
         let mut state = self.lock();
         if let Some(watched) = state.watched_pods.get(id) {
             return watched.subscribe();
         }
-        let (tx, rx) = watch::channel(state.pods.get(id).cloned());
+        let (tx, rx) = watch::channel(state.pod_policy(id));
         state.watched_pods.insert(id.clone(), tx);
         rx
     }
@@ -183,9 +156,9 @@ impl Index {
         self.lock().pods.values().cloned().collect()
     }
 
-    /// The pod of this name.
-    pub fn pod(&self, id: &Id) -> Option<Arc<Pod>> {
-        self.lock().pods.get(id).cloned()
+    /// The pod of this name with its policies.
+    pub fn pod(&self, id: &Id) -> Option<Arc<PodPolicy>> {
+        self.lock().pod_policy(id)
     }
 
     /// The pod that has this address.
@@ -223,6 +196,9 @@ impl Index {
             ("service", state.services.len()),
             ("endpointslice", state.slices.len()),
             ("workload", state.workloads.len()),
+            ("node", state.zones.len()),
+            ("policy", state.policies.len()),
+            ("traffic", state.wishes.len()),
         ];
         for (kind, count) in objects {
             set("weft_index_objects", "Objects in the index", "kind", kind, count);
@@ -236,279 +212,4 @@ impl Index {
             set("weft_index_watched", "Subjects of the index that somebody watches", "subject", subject, count);
         }
     }
-}
-
-impl State {
-    fn settings(&self, namespace: &str) -> Option<&Settings> {
-        self.namespaces.get(namespace).map(|(_, settings)| settings)
-    }
-
-    fn applied(&mut self, object: &Object, dirty: &mut Dirty) {
-        match object {
-            Object::Namespace(namespace) => {
-                let Some(name) = namespace.metadata.name.clone() else { return };
-                let settings = Settings::read(namespace.metadata.annotations.as_ref());
-                let labels = namespace.metadata.labels.clone().unwrap_or_default();
-                self.set_namespace(&name, Some((labels, settings)), dirty);
-            }
-            Object::Pod(pod) => {
-                let settings = pod.metadata.namespace.as_deref().and_then(|ns| self.settings(ns));
-                if let Some(pod) = Pod::read(pod, settings) {
-                    self.set_pod(&pod.id.clone(), Some(pod), dirty);
-                }
-            }
-            Object::Service(service) => {
-                let settings = service.metadata.namespace.as_deref().and_then(|ns| self.settings(ns));
-                if let Some(service) = Service::read(service, settings) {
-                    self.set_service(&service.id.clone(), Some(service), dirty);
-                }
-            }
-            Object::EndpointSlice(slice) => {
-                let metadata = &slice.metadata;
-                let (Some(namespace), Some(name)) = (&metadata.namespace, &metadata.name) else { return };
-                self.set_slice(&Id::new(namespace, name), Slice::read(slice), dirty);
-            }
-            Object::Deployment(_)
-            | Object::StatefulSet(_)
-            | Object::DaemonSet(_)
-            | Object::ReplicaSet(_)
-            | Object::Job(_)
-            | Object::CronJob(_) => {
-                let metadata = object.metadata();
-                let owner = metadata.owner_references.as_deref().unwrap_or_default().first();
-                let workload = WorkloadObject {
-                    labels: metadata.labels.clone().unwrap_or_default(),
-                    owner: owner.map(|o| (o.kind.to_ascii_lowercase(), o.name.clone())),
-                };
-                self.workloads.insert(object.key(""), Arc::new(workload));
-            }
-            _ => {}
-        }
-    }
-
-    fn deleted(&mut self, key: &Key, dirty: &mut Dirty) {
-        let id = Id::new(&key.namespace, &key.name);
-        match key.kind {
-            Kind::Namespace => self.set_namespace(&key.name, None, dirty),
-            Kind::Pod => self.set_pod(&id, None, dirty),
-            Kind::Service => self.set_service(&id, None, dirty),
-            Kind::EndpointSlice => self.set_slice(&id, None, dirty),
-            _ => {
-                self.workloads.remove(key);
-            }
-        }
-    }
-
-    fn set_namespace(
-        &mut self,
-        name: &str,
-        namespace: Option<(BTreeMap<String, String>, Settings)>,
-        dirty: &mut Dirty,
-    ) {
-        let before = self.settings(name).cloned().unwrap_or_default();
-        let after = namespace.as_ref().map(|(_, settings)| settings.clone()).unwrap_or_default();
-        match namespace {
-            Some(namespace) => self.namespaces.insert(name.to_owned(), namespace),
-            None => self.namespaces.remove(name),
-        };
-        if before == after {
-            return;
-        }
-        let pods: Vec<Arc<Pod>> = self.pods.values().filter(|pod| pod.id.namespace == name).cloned().collect();
-        for pod in pods {
-            self.set_pod(&pod.id, Some(Pod::clone(&pod).with_namespace(Some(&after))), dirty);
-        }
-        let services: Vec<_> = self.services.values().filter(|s| s.id.namespace == name).cloned().collect();
-        for service in services {
-            let changed = Service::clone(&service).with_namespace(Some(&after));
-            self.set_service(&service.id, Some(changed), dirty);
-        }
-    }
-
-    fn set_pod(&mut self, id: &Id, pod: Option<Pod>, dirty: &mut Dirty) {
-        let before = self.pods.get(id).cloned();
-        if before.as_deref() == pod.as_ref() {
-            return;
-        }
-        for ip in before.iter().flat_map(|pod| &pod.ips) {
-            remove(&mut self.pods_by_ip, ip, id);
-            dirty.ips.insert(*ip);
-        }
-        for ip in pod.iter().flat_map(|pod| &pod.ips) {
-            self.pods_by_ip.entry(*ip).or_default().insert(id.clone());
-            dirty.ips.insert(*ip);
-        }
-        let ips = before.iter().flat_map(|pod| &pod.ips).chain(pod.iter().flat_map(|pod| &pod.ips));
-        let referents = ips.map(|ip| Referent::Ip(*ip)).chain([Referent::Pod(id.clone())]);
-        for referent in referents {
-            dirty.services.extend(self.services_by_endpoint.get(&referent).into_iter().flat_map(|s| s.keys().cloned()));
-        }
-        dirty.pods.insert(id.clone());
-        match pod {
-            Some(pod) => self.pods.insert(id.clone(), Arc::new(pod)),
-            None => self.pods.remove(id),
-        };
-    }
-
-    fn set_service(&mut self, id: &Id, service: Option<Service>, dirty: &mut Dirty) {
-        let before = self.services.get(id).cloned();
-        if before.as_deref() == service.as_ref() {
-            return;
-        }
-        for ip in before.iter().flat_map(|s| &s.ips) {
-            remove(&mut self.services_by_ip, ip, id);
-            dirty.ips.insert(*ip);
-        }
-        for ip in service.iter().flat_map(|s| &s.ips) {
-            let sharing = self.services_by_ip.entry(*ip).or_default();
-            sharing.insert(id.clone());
-            dirty.ips.insert(*ip);
-            if sharing.len() > 1 {
-                tracing::warn!(%ip, services = ?sharing, "several services claim one address; the first is taken");
-            }
-        }
-        dirty.services.insert(id.clone());
-        match service {
-            Some(service) => self.services.insert(id.clone(), Arc::new(service)),
-            None => self.services.remove(id),
-        };
-    }
-
-    fn set_slice(&mut self, id: &Id, slice: Option<Slice>, dirty: &mut Dirty) {
-        let before = self.slices.get(id).cloned();
-        if before.as_deref() == slice.as_ref() {
-            return;
-        }
-        if let Some(before) = before {
-            remove(&mut self.slices_by_service, &before.service, id);
-            for referent in referents(&before) {
-                if let Some(services) = self.services_by_endpoint.get_mut(&referent) {
-                    if let Some(count) = services.get_mut(&before.service) {
-                        *count -= 1;
-                        if *count == 0 {
-                            services.remove(&before.service);
-                        }
-                    }
-                    if services.is_empty() {
-                        self.services_by_endpoint.remove(&referent);
-                    }
-                }
-            }
-            dirty.services.insert(before.service.clone());
-        }
-        match slice {
-            Some(slice) => {
-                self.slices_by_service.entry(slice.service.clone()).or_default().insert(id.clone());
-                for referent in referents(&slice) {
-                    let services = self.services_by_endpoint.entry(referent).or_default();
-                    *services.entry(slice.service.clone()).or_default() += 1;
-                }
-                dirty.services.insert(slice.service.clone());
-                self.slices.insert(id.clone(), Arc::new(slice));
-            }
-            None => {
-                self.slices.remove(id);
-            }
-        }
-    }
-
-    fn pod_by_ip(&self, ip: IpAddr) -> Option<Arc<Pod>> {
-        // Addresses are used again: of several pods with one address, the newest that has not ended has it.
-        let pods = self.pods_by_ip.get(&ip)?.iter().filter_map(|id| self.pods.get(id)).filter(|pod| !pod.ended());
-        pods.max_by(|a, b| (!a.terminating, &a.created).cmp(&(!b.terminating, &b.created))).cloned()
-    }
-
-    fn target(&self, ip: IpAddr) -> Target {
-        let mut services = self.services_by_ip.get(&ip).into_iter().flatten();
-        if let Some(service) = services.find_map(|id| self.services.get(id)) {
-            return Target::Service(service.clone());
-        }
-        self.pod_by_ip(ip).map_or(Target::Unknown, Target::Pod)
-    }
-
-    fn view(&self, id: &Id) -> Option<Arc<ServiceView>> {
-        let service = self.services.get(id)?.clone();
-        let slices: Vec<&Arc<Slice>> =
-            self.slices_by_service.get(id).into_iter().flatten().filter_map(|slice| self.slices.get(slice)).collect();
-        // With both families the same pods are in slices of each; one way to reach a pod is enough.
-        let v4 = slices.iter().any(|slice| slice.endpoints.iter().any(|e| e.ip.is_ipv4()));
-        let mut endpoints: BTreeMap<IpAddr, Endpoint> = BTreeMap::new();
-        for slice in slices {
-            for endpoint in slice.endpoints.iter().filter(|e| e.ready && e.ip.is_ipv4() == v4) {
-                let pod = match &endpoint.pod {
-                    // While its pod is not known, neither is its identity, and traffic to it would go in the clear: it
-                    // counts as not there. Slices and pods are told apart, in no order.
-                    Some(pod) => match self.pods.get(pod) {
-                        Some(pod) => Some(pod.clone()),
-                        None => continue,
-                    },
-                    // A slice written by hand says nothing of pods; what has the address is what will answer.
-                    None => self.pod_by_ip(endpoint.ip),
-                };
-                let (hostname, zone) = (endpoint.hostname.clone(), endpoint.zone.clone());
-                let new = Endpoint { ip: endpoint.ip, pod, hostname, zone, ports: slice.ports.clone() };
-                endpoints
-                    .entry(endpoint.ip)
-                    .and_modify(|old| old.ports = old.ports.iter().chain(new.ports.iter()).cloned().collect())
-                    .or_insert(new);
-            }
-        }
-        Some(Arc::new(ServiceView { service, endpoints: endpoints.into_values().collect() }))
-    }
-
-    fn publish(&mut self, dirty: Dirty) {
-        for ip in dirty.ips {
-            if self.watched_ips.contains_key(&ip) {
-                let target = self.target(ip);
-                tell(&mut self.watched_ips, &ip, target);
-            }
-        }
-        for id in dirty.services {
-            if self.watched_services.contains_key(&id) {
-                let view = self.view(&id);
-                tell(&mut self.watched_services, &id, view);
-            }
-        }
-        for id in dirty.pods {
-            if self.watched_pods.contains_key(&id) {
-                let pod = self.pods.get(&id).cloned();
-                tell(&mut self.watched_pods, &id, pod);
-            }
-        }
-    }
-
-    fn sweep(&mut self) {
-        self.watched_ips.retain(|_, watched| watched.receiver_count() > 0);
-        self.watched_services.retain(|_, watched| watched.receiver_count() > 0);
-        self.watched_pods.retain(|_, watched| watched.receiver_count() > 0);
-    }
-}
-
-fn remove<K: Hash + Eq>(map: &mut HashMap<K, BTreeSet<Id>>, key: &K, id: &Id) {
-    if let Some(ids) = map.get_mut(key) {
-        ids.remove(id);
-        if ids.is_empty() {
-            map.remove(key);
-        }
-    }
-}
-
-/// What a slice's endpoints refer to, each once.
-fn referents(slice: &Slice) -> HashSet<Referent> {
-    let endpoints = slice.endpoints.iter();
-    endpoints.map(|e| e.pod.clone().map_or(Referent::Ip(e.ip), Referent::Pod)).collect()
-}
-
-/// Tells a subject's watchers its newest snapshot, or forgets the subject when there are none.
-fn tell<K: Hash + Eq, V: PartialEq>(watched: &mut HashMap<K, watch::Sender<V>>, key: &K, value: V) {
-    let Some(sender) = watched.get(key) else { return };
-    if sender.receiver_count() == 0 {
-        watched.remove(key);
-        return;
-    }
-    sender.send_if_modified(|current| {
-        let changed = *current != value;
-        *current = value;
-        changed
-    });
 }

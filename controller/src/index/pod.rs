@@ -17,6 +17,9 @@ pub const SKIP_INBOUND_PORTS: &str = "config.linkerd.io/skip-inbound-ports";
 /// Annotation: who may connect when no policy says so.
 pub const DEFAULT_INBOUND_POLICY: &str = "config.linkerd.io/default-inbound-policy";
 
+/// Annotation: inbound ports that are for clients with an identity only, when no policy says otherwise.
+pub const REQUIRE_IDENTITY: &str = "config.linkerd.io/proxy-require-identity-inbound-ports";
+
 /// Namespace and name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id {
@@ -48,6 +51,8 @@ pub struct Settings {
     pub skip_inbound_ports: Option<String>,
     /// See [`DEFAULT_INBOUND_POLICY`].
     pub inbound_policy: Option<String>,
+    /// See [`REQUIRE_IDENTITY`].
+    pub require_identity: Option<String>,
 }
 
 impl Settings {
@@ -58,6 +63,7 @@ impl Settings {
             opaque_ports: get(OPAQUE_PORTS),
             skip_inbound_ports: get(SKIP_INBOUND_PORTS),
             inbound_policy: get(DEFAULT_INBOUND_POLICY),
+            require_identity: get(REQUIRE_IDENTITY),
         }
     }
 
@@ -70,6 +76,7 @@ impl Settings {
             opaque_ports: or(&self.opaque_ports, |s| &s.opaque_ports),
             skip_inbound_ports: or(&self.skip_inbound_ports, |s| &s.skip_inbound_ports),
             inbound_policy: or(&self.inbound_policy, |s| &s.inbound_policy),
+            require_identity: or(&self.require_identity, |s| &s.require_identity),
         }
     }
 }
@@ -112,12 +119,16 @@ pub struct Pod {
     pub control_plane: Option<String>,
     /// Its proxy, when a container is one.
     pub proxy: Option<Proxy>,
-    /// Ports whose protocol is not detected.
-    pub opaque_ports: Ports,
+    /// Ports whose protocol is not detected, by annotation.
+    opaque_ports: Ports,
+    /// Ports that a Server has, with whether it says that they are opaque: it knows better than the annotation.
+    pub served: BTreeMap<u16, bool>,
     /// Inbound ports that do not go through the proxy.
     pub skip_inbound_ports: Ports,
     /// See [`DEFAULT_INBOUND_POLICY`].
     pub inbound_policy: Option<String>,
+    /// See [`REQUIRE_IDENTITY`].
+    pub require_identity: Ports,
     /// HTTP probe paths by port.
     pub probes: BTreeMap<u16, BTreeSet<String>>,
     /// When it was made, as written in its metadata.
@@ -184,8 +195,10 @@ impl Pod {
             control_plane: labels.get(LABEL_CONTROL_PLANE_NS).filter(|ns| !ns.is_empty()).cloned(),
             proxy: containers.iter().find(|c| c.name == PROXY_CONTAINER).map(|c| proxy(c)),
             opaque_ports: Ports::default(),
+            served: BTreeMap::new(),
             skip_inbound_ports: Ports::default(),
             inbound_policy: None,
+            require_identity: Ports::default(),
             probes: probes(&containers),
             created: metadata.creation_timestamp.as_ref().map(|t| t.0.to_string()).unwrap_or_default(),
             settings: Settings::read(metadata.annotations.as_ref()),
@@ -202,10 +215,22 @@ impl Pod {
         let parse = |text: &String| Ports::parse(text, |name| self.named_port(name));
         let opaque_ports = settings.opaque_ports.as_ref().map_or_else(Ports::default_opaque, parse);
         let skip_inbound_ports = settings.skip_inbound_ports.as_ref().map(parse).unwrap_or_default();
+        let require_identity = settings.require_identity.as_ref().map(parse).unwrap_or_default();
         self.opaque_ports = opaque_ports;
+        self.require_identity = require_identity;
         self.skip_inbound_ports = skip_inbound_ports;
         self.inbound_policy = settings.inbound_policy;
         self
+    }
+
+    /// Whether what is spoken on a port is not looked into.
+    pub fn is_opaque(&self, port: u16) -> bool {
+        self.served.get(&port).copied().unwrap_or_else(|| self.opaque_ports.contains(port))
+    }
+
+    /// The container ports of this name; each container may have one.
+    pub fn named_ports(&self, name: &str) -> impl Iterator<Item = u16> {
+        self.named_ports.iter().filter(move |(n, _)| n == name).map(|(_, port)| *port)
     }
 
     /// The container port of this name.

@@ -2,6 +2,7 @@
 
 use super::pod::{Id, Pod, Settings};
 use super::ports::Ports;
+use super::traffic::{Traffic, annotations};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -36,7 +37,7 @@ pub struct ServicePort {
 }
 
 /// A service.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Service {
     /// Namespace and name.
     pub id: Id,
@@ -52,6 +53,10 @@ pub struct Service {
     pub selector: BTreeMap<String, String>,
     /// Labels of the service itself.
     pub labels: BTreeMap<String, String>,
+    /// Its annotations about traffic.
+    pub annotations: BTreeMap<String, String>,
+    /// What is asked for about its traffic.
+    pub traffic: Traffic,
     settings: Settings,
     app_protocols: BTreeMap<u16, String>,
 }
@@ -86,6 +91,8 @@ impl Service {
             external_name: spec.and_then(|s| s.type_.as_deref()) == Some("ExternalName"),
             selector: spec.and_then(|s| s.selector.clone()).unwrap_or_default(),
             labels: metadata.labels.clone().unwrap_or_default(),
+            annotations: annotations(metadata),
+            traffic: Traffic::default(),
             settings: Settings::read(metadata.annotations.as_ref()),
             ips,
             ports,
@@ -130,7 +137,9 @@ pub struct SliceEndpoint {
     pub pod: Option<Id>,
     /// Its host name within a headless service.
     pub hostname: Option<String>,
-    /// Its zone.
+    /// The node that it is on, when the slice says.
+    pub node: Option<String>,
+    /// Its zone, when the slice says.
     pub zone: Option<String>,
     /// Whether new connections may go there.
     pub ready: bool,
@@ -168,8 +177,14 @@ impl Slice {
             let pod =
                 target.and_then(|t| Some(Id::new(t.namespace.as_deref().unwrap_or(&id.namespace), t.name.as_deref()?)));
             let Some(ip) = endpoint.addresses.first().and_then(|a| a.parse().ok()) else { continue };
-            let (hostname, zone) = (endpoint.hostname.clone(), endpoint.zone.clone());
-            endpoints.push(SliceEndpoint { ip, pod, hostname, zone, ready });
+            endpoints.push(SliceEndpoint {
+                ip,
+                pod,
+                hostname: endpoint.hostname.clone(),
+                node: endpoint.node_name.clone(),
+                zone: endpoint.zone.clone(),
+                ready,
+            });
         }
         let ports = slice
             .ports
@@ -198,7 +213,7 @@ pub struct Endpoint {
 }
 
 /// A service with its endpoints.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ServiceView {
     /// The service.
     pub service: Arc<Service>,

@@ -280,8 +280,8 @@ fn check(request: &Request) -> Fate {
     if !matches!(request.operation.as_str(), "CREATE" | "UPDATE") {
         return Fate("other", Verdict::unchanged());
     }
-    match mesh::validate(&request.object) {
-        Ok(()) => Fate("good", Verdict::unchanged()),
+    match mesh::read(&request.object) {
+        Ok(_) => Fate("good", Verdict::unchanged()),
         Err(error) => Fate("refused", Verdict::Refuse { message: format!("{}: {}", error.field, error.message) }),
     }
 }

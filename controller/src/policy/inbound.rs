@@ -1,80 +1,18 @@
 //! `InboundServerPolicies`: who may connect to a port of a pod, and what is spoken there.
 
-use super::{default_meta, millis};
+use super::server::{Rules, server};
 use crate::drain::Drain;
 use crate::grpc::{Changed, Messages, Method, Next, watched};
 use crate::index::Index;
-use crate::index::pod::{Id, Pod};
+use crate::index::pod::Id;
 use crate::telemetry::Telemetry;
-use ipnet::IpNet;
-use linkerd2_proxy_api::http_route::{HttpRouteMatch, PathMatch, path_match};
-use linkerd2_proxy_api::http_types::{HttpMethod, http_method};
-use linkerd2_proxy_api::inbound::authn::permit_mesh_tls::{Clients, PermitClientIdentities};
-use linkerd2_proxy_api::inbound::authn::{Permit, PermitMeshTls, PermitUnauthenticated};
 use linkerd2_proxy_api::inbound::inbound_server_policies_server::InboundServerPolicies;
-use linkerd2_proxy_api::inbound::proxy_protocol::{Detect, Kind, Opaque};
-use linkerd2_proxy_api::inbound::{
-    Authn, Authz, HttpRoute, Identity, IdentitySuffix, Network, PortSpec, ProxyProtocol, Server as InboundServer,
-    http_route,
-};
+use linkerd2_proxy_api::inbound::{PortSpec, Server as InboundServer};
 use serde::Deserialize;
-use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
-use weft_core::names;
 
 const SERVICE: &str = "io.linkerd.proxy.inbound.InboundServerPolicies";
-const DETECT_TIMEOUT: prost_types::Duration = millis(10_000);
-
-/// Who may connect when no policy says so.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DefaultPolicy {
-    /// Everyone.
-    AllUnauthenticated,
-    /// Everyone with a mesh identity.
-    AllAuthenticated,
-    /// Everyone within the cluster's networks.
-    ClusterUnauthenticated,
-    /// Everyone with a mesh identity within the cluster's networks.
-    ClusterAuthenticated,
-    /// Everyone, under a name that shows in the metrics: a step on the way to a restriction.
-    Audit,
-    /// Nobody.
-    Deny,
-}
-
-impl DefaultPolicy {
-    /// The name, as annotations and metric labels have it.
-    pub fn name(self) -> &'static str {
-        match self {
-            DefaultPolicy::AllUnauthenticated => "all-unauthenticated",
-            DefaultPolicy::AllAuthenticated => "all-authenticated",
-            DefaultPolicy::ClusterUnauthenticated => "cluster-unauthenticated",
-            DefaultPolicy::ClusterAuthenticated => "cluster-authenticated",
-            DefaultPolicy::Audit => "audit",
-            DefaultPolicy::Deny => "deny",
-        }
-    }
-
-    /// The policy of this name.
-    pub fn parse(name: &str) -> Option<DefaultPolicy> {
-        use DefaultPolicy::{
-            AllAuthenticated, AllUnauthenticated, Audit, ClusterAuthenticated, ClusterUnauthenticated, Deny,
-        };
-        [AllUnauthenticated, AllAuthenticated, ClusterUnauthenticated, ClusterAuthenticated, Audit, Deny]
-            .into_iter()
-            .find(|policy| policy.name() == name.trim())
-    }
-}
-
-/// What holds for every pod.
-#[derive(Debug)]
-pub struct Rules {
-    /// What counts as the cluster.
-    pub cluster_networks: Vec<IpNet>,
-    /// The identity of the component that scrapes the proxies: no policy shuts it out of their admin ports.
-    pub scraper: String,
-}
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -169,109 +107,6 @@ fn parse(spec: &PortSpec) -> Result<(Id, u16), Status> {
     Ok((parse_workload(&spec.workload)?, port))
 }
 
-/// The policy of a port of a pod.
-pub fn server(pod: &Pod, port: u16, rules: &Rules) -> InboundServer {
-    let policy = match pod.inbound_policy.as_deref() {
-        None => DefaultPolicy::AllUnauthenticated,
-        Some(name) => DefaultPolicy::parse(name).unwrap_or_else(|| {
-            // Somebody wanted a restriction and mistyped it: letting everyone in would be the wrong guess.
-            tracing::warn!(pod = %pod.id, policy = name, "unknown default inbound policy; denying");
-            DefaultPolicy::Deny
-        }),
-    };
-    let protocol = if pod.opaque_ports.contains(port) {
-        Kind::Opaque(Opaque {})
-    } else {
-        let probes = pod.probes.get(&port);
-        let http_routes = probes.map(probe_route).into_iter().chain([default_route()]).collect();
-        Kind::Detect(Detect { timeout: Some(DETECT_TIMEOUT), http_routes, http_local_rate_limit: None })
-    };
-    InboundServer {
-        protocol: Some(ProxyProtocol { kind: Some(protocol) }),
-        server_ips: pod.ips.iter().map(|ip| (*ip).into()).collect(),
-        authorizations: authorization(policy, &rules.cluster_networks)
-            .into_iter()
-            .chain((port == names::ADMIN_PORT).then(|| scraping(&rules.scraper)))
-            .collect(),
-        labels: labels(policy.name()),
-    }
-}
-
-fn authorization(policy: DefaultPolicy, cluster_networks: &[IpNet]) -> Option<Authz> {
-    let unauthenticated = || Permit::Unauthenticated(PermitUnauthenticated {});
-    let authenticated = || {
-        // The empty suffix fits every identity.
-        let suffixes = vec![IdentitySuffix { parts: Vec::new() }];
-        let identities = PermitClientIdentities { identities: Vec::new(), suffixes };
-        Permit::MeshTls(PermitMeshTls { clients: Some(Clients::Identities(identities)) })
-    };
-    let cluster = || cluster_networks.iter().map(|net| network(*net)).collect();
-    let (networks, permit) = match policy {
-        DefaultPolicy::AllUnauthenticated | DefaultPolicy::Audit => (all_networks(), unauthenticated()),
-        DefaultPolicy::AllAuthenticated => (all_networks(), authenticated()),
-        DefaultPolicy::ClusterUnauthenticated => (cluster(), unauthenticated()),
-        DefaultPolicy::ClusterAuthenticated => (cluster(), authenticated()),
-        DefaultPolicy::Deny => return None,
-    };
-    Some(authz(policy.name(), networks, permit))
-}
-
-fn scraping(identity: &str) -> Authz {
-    let identities = vec![Identity { name: identity.to_owned() }];
-    let clients = Clients::Identities(PermitClientIdentities { identities, suffixes: Vec::new() });
-    authz("scrape", all_networks(), Permit::MeshTls(PermitMeshTls { clients: Some(clients) }))
-}
-
-fn authz(name: &str, networks: Vec<Network>, permit: Permit) -> Authz {
-    Authz {
-        networks,
-        authentication: Some(Authn { permit: Some(permit) }),
-        labels: labels(name),
-        metadata: Some(default_meta(name)),
-    }
-}
-
-fn labels(name: &str) -> HashMap<String, String> {
-    [("group", ""), ("kind", "default"), ("name", name)].map(|(k, v)| (k.to_owned(), v.to_owned())).into()
-}
-
-fn network(net: IpNet) -> Network {
-    Network { net: Some(net.into()), except: Vec::new() }
-}
-
-fn all_networks() -> Vec<Network> {
-    vec![network(IpNet::V4(ipnet::Ipv4Net::default())), network(IpNet::V6(ipnet::Ipv6Net::default()))]
-}
-
-/// Everything goes; the server's authorizations decide.
-fn default_route() -> HttpRoute {
-    let matches = vec![path(path_match::Kind::Prefix("/".to_owned()))];
-    HttpRoute {
-        metadata: Some(default_meta("default")),
-        rules: vec![http_route::Rule { matches, filters: Vec::new() }],
-        ..Default::default()
-    }
-}
-
-/// The kubelet has no mesh identity: what it probes stays open to it under every policy.
-fn probe_route(paths: &BTreeSet<String>) -> HttpRoute {
-    let get = HttpMethod { r#type: Some(http_method::Type::Registered(http_method::Registered::Get.into())) };
-    let matches = paths
-        .iter()
-        .map(|p| HttpRouteMatch { method: Some(get.clone()), ..path(path_match::Kind::Exact(p.clone())) })
-        .collect();
-    HttpRoute {
-        metadata: Some(default_meta("probe")),
-        authorizations: vec![authz("probe", all_networks(), Permit::Unauthenticated(PermitUnauthenticated {}))],
-        rules: vec![http_route::Rule { matches, filters: Vec::new() }],
-        ..Default::default()
-    }
-}
-
-fn path(kind: path_match::Kind) -> HttpRouteMatch {
-    HttpRouteMatch { path: Some(PathMatch { kind: Some(kind) }), ..Default::default() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -285,14 +120,5 @@ mod tests {
         for bad in ["", "a", ":b", "a:", "{", r#"{"ns":"a"}"#, r#"{"ns":"","pod":"b"}"#] {
             assert_eq!(parse_workload(bad).unwrap_err().code(), tonic::Code::InvalidArgument, "{bad}");
         }
-    }
-
-    #[test]
-    fn policies_have_names() {
-        assert_eq!(DefaultPolicy::parse(" deny "), Some(DefaultPolicy::Deny));
-        assert_eq!(DefaultPolicy::parse("cluster-authenticated"), Some(DefaultPolicy::ClusterAuthenticated));
-        assert_eq!(DefaultPolicy::parse("audit"), Some(DefaultPolicy::Audit));
-        assert_eq!(DefaultPolicy::parse("everyone"), None);
-        assert!(authorization(DefaultPolicy::Deny, &[]).is_none());
     }
 }

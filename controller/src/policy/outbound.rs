@@ -1,11 +1,13 @@
 //! `OutboundPolicies`: where a proxy sends what goes to an address or a name, and how.
 
+use super::default_meta;
 use super::inbound::parse_workload;
-use super::{default_meta, millis};
+use super::traffic::{Annotations, Parent};
 use crate::destination::endpoint::{Mesh, weighted};
 use crate::destination::name::{Authority, Host};
 use crate::destination::profile::resource;
 use crate::drain::Drain;
+use crate::duration::millis;
 use crate::grpc::{Changed, Messages, Method, Next, watched};
 use crate::index::pod::{Id, Pod};
 use crate::index::ports::Ports;
@@ -20,10 +22,10 @@ use linkerd2_proxy_api::outbound::backend::balance_p2c::{Load, PeakEwma};
 use linkerd2_proxy_api::outbound::backend::endpoint_discovery::{DestinationGet, Kind as DiscoveryKind};
 use linkerd2_proxy_api::outbound::backend::{BalanceP2c, EndpointDiscovery, Kind as BackendKind};
 use linkerd2_proxy_api::outbound::outbound_policies_server::OutboundPolicies;
-use linkerd2_proxy_api::outbound::proxy_protocol::{Detect, Http1, Http2, Kind, Opaque};
+use linkerd2_proxy_api::outbound::proxy_protocol::{Detect, Grpc, Http1, Http2, Kind, Opaque};
 use linkerd2_proxy_api::outbound::{
-    Backend, HttpRoute, OpaqueRoute, OutboundPolicy, ProxyProtocol, Queue, TrafficSpec, http_route, opaque_route,
-    traffic_spec,
+    Backend, FailureAccrual, GrpcRoute, HttpRoute, OpaqueRoute, OutboundPolicy, ProxyProtocol, Queue, TrafficSpec,
+    http_route, opaque_route, traffic_spec,
 };
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -70,9 +72,10 @@ impl Server {
         }
     }
 
-    fn subject(&self, spec: &TrafficSpec) -> Result<Subject, Status> {
-        parse_workload(&spec.source_workload)?;
-        match &spec.target {
+    /// What is asked about, and the namespace of whoever asks.
+    fn subject(&self, spec: &TrafficSpec) -> Result<(Subject, String), Status> {
+        let client = parse_workload(&spec.source_workload)?.namespace;
+        let subject = match &spec.target {
             None => Err(Status::invalid_argument("the target is missing")),
             Some(traffic_spec::Target::Addr(addr)) => {
                 let port = u16::try_from(addr.port).ok().filter(|port| *port > 0);
@@ -91,11 +94,12 @@ impl Server {
                     ))),
                 }
             }
-        }
+        };
+        Ok((subject?, client))
     }
 
     async fn start_watch(&self, spec: TrafficSpec) -> Result<Messages<OutboundPolicy>, Status> {
-        let subject = self.subject(&spec)?;
+        let (subject, client) = self.subject(&spec)?;
         self.index.synced().await;
         let (mesh, drain, method) = (self.mesh.clone(), self.drain.clone(), &self.watch);
         let mut changed = Changed::default();
@@ -103,7 +107,7 @@ impl Server {
             Subject::Addr(addr) => {
                 tracing::debug!(%addr, source = spec.source_workload, "watch outbound policy");
                 Ok(watched(self.index.watch_ip(addr.ip()), drain, method, move |target| {
-                    Next::Send(changed.filter(of_address(&mesh, addr, &target)))
+                    Next::Send(changed.filter(of_address(&mesh, addr, &target, &client)))
                 }))
             }
             Subject::Service(id, port) => {
@@ -113,7 +117,7 @@ impl Server {
                     return Err(Status::not_found(format!("there is no service {id}")));
                 }
                 Ok(watched(rx, drain, method, move |view| match view {
-                    Some(view) => Next::Send(changed.filter(of_service(&mesh, &view.service, port))),
+                    Some(view) => Next::Send(changed.filter(of_service(&mesh, &view.service, port, &client))),
                     None => Next::End(Status::not_found(format!("service {id} is gone"))),
                 }))
             }
@@ -121,12 +125,12 @@ impl Server {
     }
 
     async fn get_now(&self, spec: TrafficSpec) -> Result<OutboundPolicy, Status> {
-        let subject = self.subject(&spec)?;
+        let (subject, client) = self.subject(&spec)?;
         self.index.synced().await;
         match subject {
-            Subject::Addr(addr) => Ok(of_address(&self.mesh, addr, &self.index.watch_ip(addr.ip()).borrow())),
+            Subject::Addr(addr) => Ok(of_address(&self.mesh, addr, &self.index.watch_ip(addr.ip()).borrow(), &client)),
             Subject::Service(id, port) => match self.index.watch_service(&id).borrow().as_ref() {
-                Some(view) => Ok(of_service(&self.mesh, &view.service, port)),
+                Some(view) => Ok(of_service(&self.mesh, &view.service, port, &client)),
                 None => Err(Status::not_found(format!("there is no service {id}"))),
             },
         }
@@ -150,10 +154,10 @@ impl OutboundPolicies for Server {
     }
 }
 
-/// The policy for an address.
-pub fn of_address(mesh: &Mesh, addr: SocketAddr, target: &Target) -> OutboundPolicy {
+/// The policy for an address, of a client of this namespace.
+pub fn of_address(mesh: &Mesh, addr: SocketAddr, target: &Target, client: &str) -> OutboundPolicy {
     match target {
-        Target::Service(service) => of_service(mesh, service, addr.port()),
+        Target::Service(service) => of_service(mesh, service, addr.port(), client),
         Target::Pod(pod) => of_pod(mesh, pod, addr),
         Target::Unknown => {
             let meta = default_meta("egress-fallback");
@@ -175,12 +179,12 @@ fn of_pod(mesh: &Mesh, pod: &Pod, addr: SocketAddr) -> OutboundPolicy {
     let meta = resource("Pod", &pod.id.name, &pod.id.namespace, addr.port());
     let mut endpoint = weighted(mesh, addr, Some(pod), None);
     endpoint.metric_labels.insert("namespace".to_owned(), pod.id.namespace.clone());
-    let protocol = if pod.opaque_ports.contains(addr.port()) { Protocol::Opaque } else { Protocol::Detect };
+    let protocol = if pod.is_opaque(addr.port()) { Protocol::Opaque } else { Protocol::Detect };
     policy(protocol, meta.clone(), forward(meta, endpoint), Names::default())
 }
 
-/// The policy for a port of a service.
-fn of_service(mesh: &Mesh, service: &Service, port: u16) -> OutboundPolicy {
+/// The policy for a port of a service, of a client of this namespace.
+fn of_service(mesh: &Mesh, service: &Service, port: u16, client: &str) -> OutboundPolicy {
     let id = &service.id;
     let meta = resource("Service", &id.name, &id.namespace, port);
     let protocol = match service.port(port) {
@@ -188,13 +192,46 @@ fn of_service(mesh: &Mesh, service: &Service, port: u16) -> OutboundPolicy {
         None if service.headless => Protocol::Detect,
         None => return undefined_port(meta),
     };
+    let backend = balanced(mesh, id, port);
+    let mut policy = policy(protocol, meta, backend.clone(), Names::default());
+    let annotations = Annotations::new(service, None);
+    let parent = Parent { mesh, service, backend };
+    let routes = service.traffic.routes(id, port, client);
+    let grpc: Vec<GrpcRoute> = routes.iter().filter_map(|route| parent.grpc(route)).collect();
+    let http: Vec<HttpRoute> = routes.iter().filter_map(|route| parent.http(route)).collect();
+    let set = |routes: &mut Vec<HttpRoute>, accrual: &mut Option<FailureAccrual>| {
+        if http.is_empty() {
+            routes.iter_mut().flat_map(|route| &mut route.rules).for_each(|rule| annotations.on_default(rule));
+        } else {
+            routes.clone_from(&http);
+        }
+        *accrual = annotations.accrual();
+    };
+    match policy.protocol.as_mut().and_then(|protocol| protocol.kind.as_mut()) {
+        Some(Kind::Opaque(_)) | None => {}
+        // Whoever routes calls says that calls are spoken.
+        Some(kind) if !grpc.is_empty() => {
+            *kind = Kind::Grpc(Grpc { routes: grpc, failure_accrual: annotations.accrual() });
+        }
+        Some(Kind::Http1(h)) => set(&mut h.routes, &mut h.failure_accrual),
+        Some(Kind::Http2(h)) => set(&mut h.routes, &mut h.failure_accrual),
+        Some(Kind::Detect(detect)) => {
+            detect.http1.iter_mut().for_each(|h| set(&mut h.routes, &mut h.failure_accrual));
+            detect.http2.iter_mut().for_each(|h| set(&mut h.routes, &mut h.failure_accrual));
+        }
+        Some(Kind::Grpc(_) | Kind::Tls(_)) => {}
+    }
+    policy
+}
+
+/// The endpoints of a service, balanced.
+pub(super) fn balanced(mesh: &Mesh, id: &Id, port: u16) -> Backend {
     let path = format!("{}:{port}", mesh.service_name(&id.name, &id.namespace));
     let balancer = BalanceP2c {
         discovery: Some(EndpointDiscovery { kind: Some(DiscoveryKind::Dst(DestinationGet { path })) }),
         load: Some(Load::PeakEwma(PeakEwma { default_rtt: Some(DEFAULT_RTT), decay: Some(RTT_DECAY) })),
     };
-    let backend = backend(meta.clone(), BackendKind::Balancer(balancer));
-    policy(protocol, meta, backend, Names::default())
+    backend(resource("Service", &id.name, &id.namespace, port), BackendKind::Balancer(balancer))
 }
 
 /// A service is known by this address but has no such port: connecting would go nowhere, so it is refused with a reason.

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use weft_core::kinds::Kind;
 
 /// What to do with a request instead of what is right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +78,7 @@ const SERVED: &[&str] = &[
     "v1/pods",
     "v1/services",
     "v1/endpoints",
+    "v1/nodes",
     "v1/secrets",
     "v1/events",
     "discovery.k8s.io/v1/endpointslices",
@@ -261,14 +263,14 @@ impl Drop for ApiServer {
     }
 }
 
-fn plural(kind: &str) -> String {
-    let kind = kind.to_ascii_lowercase();
-    if kind == "endpoints" { kind } else { format!("{kind}s") }
-}
-
 /// The collection of an object: `apps/v1/deployments`.
 pub fn collection(object: &Value) -> String {
-    format!("{}/{}", object["apiVersion"].as_str().unwrap(), plural(object["kind"].as_str().unwrap()))
+    let kind = object["kind"].as_str().unwrap();
+    let plural = match Kind::ALL.iter().find(|known| known.as_str() == kind) {
+        Some(kind) => kind.resource().to_owned(),
+        None => format!("{}s", kind.to_ascii_lowercase()),
+    };
+    format!("{}/{plural}", object["apiVersion"].as_str().unwrap())
 }
 
 fn id(object: &Value) -> (String, String) {

@@ -17,6 +17,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 use tonic::transport::Channel;
+use weft_core::kinds::Kind;
 
 /// Longer than anything takes on a loaded machine; only a failing test waits this long.
 pub const DEADLINE: Duration = Duration::from_secs(90);
@@ -191,7 +192,8 @@ impl State {
 
     pub fn file(&self, object: &Value) -> PathBuf {
         let metadata = &object["metadata"];
-        let plural = format!("{}s", object["kind"].as_str().unwrap().to_ascii_lowercase());
+        let text = |key: &str| object[key].as_str().unwrap();
+        let plural = Kind::from_manifest(text("apiVersion"), text("kind")).unwrap().plural();
         let namespace = metadata["namespace"].as_str().unwrap_or("_");
         self.path().join(plural).join(namespace).join(format!("{}.json", metadata["name"].as_str().unwrap()))
     }

@@ -137,10 +137,8 @@ impl Settings {
         let named = named_ports(template);
         let default_opaque = names::DEFAULT_OPAQUE_PORTS.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
         let (resources, cpu) = resources(&a)?;
-        // Ignoring a demand for security would be worse than refusing it.
-        a.parsed("proxy-require-identity-inbound-ports", |_| {
-            Err::<(), _>("is not supported; use config.linkerd.io/default-inbound-policy: all-authenticated".to_owned())
-        })?;
+        // The control plane reads it, and tells the proxy.
+        a.parsed("proxy-require-identity-inbound-ports", port_ranges)?;
         let component = template.pointer("/metadata/labels").and_then(|l| l.get(names::LABEL_COMPONENT));
         let component = component.and_then(Value::as_str);
         let native = a.graduated("proxy-enable-native-sidecar", true)? && config.native_sidecars;

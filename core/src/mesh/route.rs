@@ -1,9 +1,23 @@
 //! HTTPRoutes and GRPCRoutes.
 
-use super::{Checked, Field, regex};
+use super::{Checked, Error, Field, regex};
+
+/// Whose routes these are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Parents {
+    /// All of them something that is not of the mesh, such as a Gateway: others know what the route may say.
+    Foreign,
+    /// One of them a Server, among others perhaps.
+    Server,
+    /// Services, or none yet.
+    Service,
+}
 
 pub(super) fn http(spec: &Field<'_>) -> Checked {
-    parents(spec)?;
+    let parents = parents(spec)?;
+    if parents == Parents::Foreign {
+        return Ok(());
+    }
     for rule in spec.get("rules").items()? {
         for found in rule.get("matches").items()? {
             let path = found.get("path");
@@ -23,7 +37,7 @@ pub(super) fn http(spec: &Field<'_>) -> Checked {
                 return method.fail("is no method in capitals");
             }
         }
-        filters(&rule)?;
+        filters(&rule, parents, HTTP_FILTERS)?;
         backends(&rule)?;
         for key in ["request", "backendRequest"] {
             gateway_duration(&rule.get("timeouts").get(key))?;
@@ -33,36 +47,50 @@ pub(super) fn http(spec: &Field<'_>) -> Checked {
 }
 
 pub(super) fn grpc(spec: &Field<'_>) -> Checked {
-    parents(spec)?;
+    let parents = parents(spec)?;
+    if parents == Parents::Foreign {
+        return Ok(());
+    }
     for rule in spec.get("rules").items()? {
         for found in rule.get("matches").items()? {
             let method = found.get("method");
-            method.get("type").one_of(&["Exact", "RegularExpression"])?;
+            method.get("type").one_of(&["Exact"])?;
             if method.is_set() && !method.get("service").is_set() && !method.get("method").is_set() {
                 return method.fail("needs service or method");
             }
-            if method.get("type").text()? == Some("RegularExpression") {
-                regex(&method.get("service"))?;
-                regex(&method.get("method"))?;
-            }
             named_matches(&found.get("headers"))?;
         }
-        filters(&rule)?;
+        filters(&rule, parents, GRPC_FILTERS)?;
         backends(&rule)?;
     }
     Ok(())
 }
 
-fn parents(spec: &Field<'_>) -> Checked {
-    for parent in spec.get("parentRefs").items()? {
+fn parents(spec: &Field<'_>) -> Result<Parents, Error> {
+    let (mut foreign, mut server) = (0, false);
+    let parents = spec.get("parentRefs").items()?;
+    for parent in &parents {
         parent.get("name").name()?;
         let port = parent.get("port");
         if port.number()?.is_some_and(|n| !(1.0..=65_535.0).contains(&n)) {
             return port.fail("is no port: 1 to 65535");
         }
+        match (parent.get("group").text()?.unwrap_or(GATEWAY_GROUP), parent.get("kind").text()?.unwrap_or("Gateway")) {
+            ("policy.linkerd.io", kind) => server |= kind.eq_ignore_ascii_case("Server"),
+            ("" | "core", kind) if kind.eq_ignore_ascii_case("Service") => {}
+            _ => foreign += 1,
+        }
     }
-    Ok(())
+    Ok(match (foreign, server) {
+        (1.., _) if foreign == parents.len() => Parents::Foreign,
+        (_, true) => Parents::Server,
+        (_, false) => Parents::Service,
+    })
 }
+
+const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
+const HTTP_FILTERS: &[&str] = &["RequestHeaderModifier", "ResponseHeaderModifier", "RequestRedirect"];
+const GRPC_FILTERS: &[&str] = &["RequestHeaderModifier"];
 
 fn named_matches(list: &Field<'_>) -> Checked {
     for found in list.items()? {
@@ -75,9 +103,17 @@ fn named_matches(list: &Field<'_>) -> Checked {
     Ok(())
 }
 
-fn filters(rule: &Field<'_>) -> Checked {
+fn filters(rule: &Field<'_>, parents: Parents, known: &[&str]) -> Checked {
     for filter in rule.get("filters").items()? {
-        match filter.get("type").name()? {
+        let kind = filter.get("type").name()?;
+        // What is not done must not look as if it were.
+        if !known.contains(&kind) {
+            return filter.get("type").fail(format!("{kind} does not exist in this mesh for this kind of route"));
+        }
+        if kind == "ResponseHeaderModifier" && parents == Parents::Server {
+            return filter.get("type").fail("the route of a Server cannot change responses");
+        }
+        match kind {
             kind @ ("RequestHeaderModifier" | "ResponseHeaderModifier") => {
                 let key = if kind.starts_with("Request") { "requestHeaderModifier" } else { "responseHeaderModifier" };
                 let modifier = filter.get(key);
@@ -94,8 +130,7 @@ fn filters(rule: &Field<'_>) -> Checked {
                     return status.fail("is no status of a redirection: 300 to 399");
                 }
             }
-            // What is not done must not look as if it were.
-            other => return filter.get("type").fail(format!("{other} does not exist in this mesh")),
+            _ => {}
         }
     }
     Ok(())

@@ -27,8 +27,9 @@ struct Entry {
 
 /// `deployment.apps/web`, as kubectl names objects.
 pub(crate) fn shown(key: &Key) -> String {
-    let group = key.kind.api_version().split_once('/').map(|(group, _)| format!(".{group}")).unwrap_or_default();
-    format!("{}{group}/{}", key.kind.singular(), key.name)
+    let (kind, group) = (key.kind.singular(), key.kind.group());
+    let group = if group.is_empty() || kind.contains('.') { String::new() } else { format!(".{group}") };
+    format!("{kind}{group}/{}", key.name)
 }
 
 /// Creates and changes objects, all or none.

@@ -36,6 +36,36 @@ const DAEMON_SETS: &[Form] = &[metadata("apps/v1", "daemonsets")];
 const REPLICA_SETS: &[Form] = &[metadata("apps/v1", "replicasets")];
 const JOBS: &[Form] = &[metadata("batch/v1", "jobs")];
 const CRON_JOBS: &[Form] = &[metadata("batch/v1", "cronjobs"), metadata("batch/v1beta1", "cronjobs")];
+const NODES: &[Form] = &[metadata("v1", "nodes")];
+const SERVERS: &[Form] = &[
+    whole("policy.linkerd.io/v1beta3", "servers"),
+    whole("policy.linkerd.io/v1beta2", "servers"),
+    whole("policy.linkerd.io/v1beta1", "servers"),
+];
+const SERVER_AUTHORIZATIONS: &[Form] = &[whole("policy.linkerd.io/v1beta1", "serverauthorizations")];
+const AUTHORIZATION_POLICIES: &[Form] = &[whole("policy.linkerd.io/v1alpha1", "authorizationpolicies")];
+const MESH_TLS_AUTHENTICATIONS: &[Form] = &[whole("policy.linkerd.io/v1alpha1", "meshtlsauthentications")];
+const NETWORK_AUTHENTICATIONS: &[Form] = &[whole("policy.linkerd.io/v1alpha1", "networkauthentications")];
+const RATE_LIMITS: &[Form] = &[whole("policy.linkerd.io/v1alpha1", "httplocalratelimitpolicies")];
+const HTTP_ROUTES: &[Form] = &[
+    whole("policy.linkerd.io/v1beta3", "httproutes"),
+    whole("policy.linkerd.io/v1beta2", "httproutes"),
+    whole("policy.linkerd.io/v1beta1", "httproutes"),
+    whole("policy.linkerd.io/v1alpha1", "httproutes"),
+];
+const EGRESS_NETWORKS: &[Form] = &[whole("policy.linkerd.io/v1alpha1", "egressnetworks")];
+const GATEWAY_HTTP_ROUTES: &[Form] =
+    &[whole("gateway.networking.k8s.io/v1", "httproutes"), whole("gateway.networking.k8s.io/v1beta1", "httproutes")];
+const GRPC_ROUTES: &[Form] =
+    &[whole("gateway.networking.k8s.io/v1", "grpcroutes"), whole("gateway.networking.k8s.io/v1alpha2", "grpcroutes")];
+const SERVICE_PROFILES: &[Form] =
+    &[whole("linkerd.io/v1alpha2", "serviceprofiles"), whole("linkerd.io/v1alpha1", "serviceprofiles")];
+const TRAFFIC_SPLITS: &[Form] =
+    &[whole("split.smi-spec.io/v1alpha2", "trafficsplits"), whole("split.smi-spec.io/v1alpha1", "trafficsplits")];
+const EXTERNAL_WORKLOADS: &[Form] = &[
+    whole("workload.linkerd.io/v1beta1", "externalworkloads"),
+    whole("workload.linkerd.io/v1alpha1", "externalworkloads"),
+];
 
 /// The ways to get a kind, the best first. None for kinds that the index does not know.
 pub fn of(kind: Kind) -> &'static [Form] {
@@ -50,6 +80,20 @@ pub fn of(kind: Kind) -> &'static [Form] {
         Kind::ReplicaSet => REPLICA_SETS,
         Kind::Job => JOBS,
         Kind::CronJob => CRON_JOBS,
+        Kind::Node => NODES,
+        Kind::Server => SERVERS,
+        Kind::ServerAuthorization => SERVER_AUTHORIZATIONS,
+        Kind::AuthorizationPolicy => AUTHORIZATION_POLICIES,
+        Kind::MeshTlsAuthentication => MESH_TLS_AUTHENTICATIONS,
+        Kind::NetworkAuthentication => NETWORK_AUTHENTICATIONS,
+        Kind::HttpLocalRateLimitPolicy => RATE_LIMITS,
+        Kind::HttpRoute => HTTP_ROUTES,
+        Kind::EgressNetwork => EGRESS_NETWORKS,
+        Kind::GatewayHttpRoute => GATEWAY_HTTP_ROUTES,
+        Kind::GrpcRoute => GRPC_ROUTES,
+        Kind::ServiceProfile => SERVICE_PROFILES,
+        Kind::TrafficSplit => TRAFFIC_SPLITS,
+        Kind::ExternalWorkload => EXTERNAL_WORKLOADS,
         _ => &[],
     }
 }
@@ -89,15 +133,17 @@ fn same(mut value: Value) -> Vec<Value> {
     vec![value]
 }
 
-/// v1beta1 had the node and the zone in a map.
+/// v1beta1 had the node and the zone in a map, at first.
 fn slice_of_beta(mut slice: Value) -> Vec<Value> {
     for endpoint in slice.get_mut("endpoints").and_then(Value::as_array_mut).into_iter().flatten() {
         let Some(endpoint) = endpoint.as_object_mut() else { continue };
         let topology = endpoint.shift_remove("topology").unwrap_or_default();
-        if let Some(zone) = topology.get("topology.kubernetes.io/zone")
-            && !endpoint.contains_key("zone")
-        {
-            endpoint.insert("zone".into(), zone.clone());
+        for (key, field) in [("topology.kubernetes.io/zone", "zone"), ("kubernetes.io/hostname", "nodeName")] {
+            if let Some(value) = topology.get(key)
+                && !endpoint.contains_key(field)
+            {
+                endpoint.insert(field.into(), value.clone());
+            }
         }
     }
     same(slice)
@@ -116,7 +162,7 @@ fn slices_of_endpoints(endpoints: Value) -> Vec<Value> {
                 let mut endpoint = Map::new();
                 endpoint.insert("addresses".into(), json!([text(address, "ip")]));
                 endpoint.insert("conditions".into(), json!({ "ready": ready }));
-                for key in ["hostname", "targetRef"] {
+                for key in ["hostname", "nodeName", "targetRef"] {
                     if let Some(value) = address.get(key) {
                         endpoint.insert(key.into(), value.clone());
                     }
@@ -166,6 +212,7 @@ mod tests {
         });
         let read = slices(1, slice);
         assert_eq!(read[0].pointer("/endpoints/0/zone"), Some(&json!("z")));
+        assert_eq!(read[0].pointer("/endpoints/0/nodeName"), Some(&json!("n")));
         assert_eq!(read[0].pointer("/metadata/managedFields"), None);
     }
 
@@ -175,7 +222,7 @@ mod tests {
             "metadata": { "namespace": "a", "name": "b" },
             "subsets": [
                 {
-                    "addresses": [{ "ip": "10.0.0.1", "hostname": "b-0", "targetRef": { "kind": "Pod", "name": "b-0" } }],
+                    "addresses": [{ "ip": "10.0.0.1", "nodeName": "n", "targetRef": { "kind": "Pod", "name": "b-0" } }],
                     "notReadyAddresses": [{ "ip": "10.0.0.2" }],
                     "ports": [{ "name": "http", "port": 80, "protocol": "TCP" }],
                 },
@@ -187,6 +234,7 @@ mod tests {
         assert_eq!(read[0]["metadata"]["name"], "b-0");
         assert_eq!(read[0]["metadata"]["labels"]["kubernetes.io/service-name"], "b");
         assert_eq!(read[0]["endpoints"][0]["targetRef"]["name"], "b-0");
+        assert_eq!(read[0]["endpoints"][0]["nodeName"], "n");
         assert_eq!(read[0]["endpoints"][1]["conditions"]["ready"], false);
         assert_eq!(read[1]["addressType"], "IPv6");
         assert!(slices(2, json!({ "metadata": { "namespace": "a", "name": "leader" } })).is_empty());
@@ -203,5 +251,15 @@ mod tests {
             assert_eq!(read[0].key("").to_string(), format!("{}/b in a", kind.singular()));
         }
         assert!(optional(Kind::CronJob) && !optional(Kind::Pod) && !optional(Kind::EndpointSlice));
+    }
+
+    #[test]
+    fn mesh_resources_are_found_in_every_version_and_may_be_missing() {
+        for kind in Kind::ALL.iter().copied().filter(|kind| kind.is_mesh()) {
+            let versions: Vec<_> = of(kind).iter().map(|form| form.resource.api_version).collect();
+            assert_eq!(versions, kind.api_versions(), "{kind}");
+            assert!(of(kind).iter().all(|form| form.resource.plural == kind.resource()), "{kind}");
+            assert!(optional(kind), "{kind}");
+        }
     }
 }

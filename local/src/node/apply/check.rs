@@ -41,6 +41,7 @@ pub(super) fn object(object: &Object, programs: &Programs) -> Result<(), Fault> 
             check_endless(spec.template.spec.as_ref(), programs)
         }
         Object::ReplicaSet(set) => check_endless(set.spec.template.as_ref().and_then(|t| t.spec.as_ref()), programs),
+        Object::Node(_) => fault("kind", "there is one node, the machine, and nothing to set about it"),
         _ => Ok(()),
     }
 }
