@@ -28,7 +28,9 @@ pub struct Process {
 /// What a process uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
-    /// Memory that belongs to no file and is in use, in KiB.
+    /// Memory that is in use, in KiB.
+    pub resident: u64,
+    /// What of it belongs to no file, in KiB.
     pub anonymous: u64,
     /// Open file descriptors.
     pub descriptors: u64,
@@ -123,7 +125,12 @@ impl Process {
             Ok(value.trim().trim_end_matches(" kB").parse()?)
         };
         let descriptors = fs::read_dir(format!("/proc/{}/fd", self.pid))?.count() as u64;
-        Ok(Usage { anonymous: number("RssAnon:")?, descriptors, threads: number("Threads:")? })
+        Ok(Usage {
+            resident: number("VmRSS:")?,
+            anonymous: number("RssAnon:")?,
+            descriptors,
+            threads: number("Threads:")?,
+        })
     }
 
     /// Sends SIGKILL.

@@ -159,7 +159,7 @@ fn at_rest(traffic: &Traffic, rounds: usize) -> anyhow::Result<Usages> {
     traffic.pause()?;
     let usages = usages(traffic);
     eprintln!("after {rounds} rounds:");
-    for ((name, pid), Usage { anonymous, descriptors, threads }) in &usages {
+    for ((name, pid), Usage { anonymous, descriptors, threads, .. }) in &usages {
         eprintln!("  {name} ({pid}): {anonymous} KiB, {descriptors} descriptors, {threads} threads");
     }
     Ok(usages)

@@ -2,6 +2,7 @@
 //! commands as people type them.
 
 mod faults;
+mod generated;
 
 use std::{
     collections::BTreeMap,
@@ -21,8 +22,12 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     let walk = || Kubernetes::up().and_then(|cluster| walk(&cluster)).map_err(|error| format!("{error:#}").into());
     let helm = || helm_gives_the_same_objects().map_err(|error| format!("{error:#}").into());
-    let trials =
-        vec![Trial::test("helm_gives_the_same_objects", helm), Trial::test("from_an_empty_cluster_and_back", walk)];
+    let generated = || generated::run().map_err(|error| format!("{error:#}").into());
+    let trials = vec![
+        Trial::test("helm_gives_the_same_objects", helm),
+        Trial::test("from_an_empty_cluster_and_back", walk),
+        Trial::test("every_change_of_a_generated_cluster_arrives", generated),
+    ];
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
