@@ -4,6 +4,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use weft_core::names;
 
+mod cni;
+
+pub use cni::InstallCni;
+
 /// A service mesh that is light, fast, and compatible with Linkerd
 #[derive(Debug, Parser)]
 #[command(name = "weft", version, disable_help_subcommand = true, infer_long_args = false)]
@@ -57,6 +61,8 @@ pub enum Command {
     Exec(weft_local::args::Exec),
     /// Print what installs the control plane on Kubernetes
     Install(Box<Install>),
+    /// Print what installs the CNI plugin, which redirects the traffic of pods where they may not have NET_ADMIN
+    InstallCni(Box<InstallCni>),
     /// Print what brings the installed control plane to this version
     Upgrade(Box<Upgrade>),
     /// Print what to delete to remove the control plane from Kubernetes
@@ -124,13 +130,10 @@ pub enum DiagnosticsCommand {
     ControllerMetrics(ControllerMetrics),
 }
 
-/// Settings of the control plane.
+/// Settings of a chart by their names.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Settings")]
-pub struct InstallSettings {
-    /// High availability: three pods of each component on different nodes, and no pod past the injector
-    #[arg(long)]
-    pub ha: bool,
+pub struct ValueSettings {
     /// File of settings, as in the chart's values.yaml, or - for standard input; may be repeated
     #[arg(short = 'f', long, value_name = "FILE")]
     pub values: Vec<PathBuf>,
@@ -143,6 +146,21 @@ pub struct InstallSettings {
     /// One setting that is the text of a file
     #[arg(long, value_name = "PATH=FILE")]
     pub set_file: Vec<String>,
+}
+
+/// Settings of the control plane.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Settings")]
+pub struct InstallSettings {
+    /// High availability: three pods of each component on different nodes, and no pod past the injector
+    #[arg(long)]
+    pub ha: bool,
+    /// Settings by name.
+    #[command(flatten)]
+    pub values: ValueSettings,
+    /// A CNI plugin redirects the traffic of pods, so that they need no rights for it
+    #[arg(long)]
+    pub linkerd_cni_enabled: bool,
     /// Trust anchors (PEM); made by this program by default
     #[arg(long, value_name = "FILE")]
     pub identity_trust_anchors_file: Option<PathBuf>,
@@ -295,7 +313,7 @@ pub struct Check {
     /// Only check the definitions of the mesh's resources
     #[arg(long, conflicts_with = "proxy")]
     pub crds: bool,
-    /// With --pre: a CNI plugin redirects the traffic of pods, so that they need no rights for it
+    /// With --pre: a CNI plugin redirects the traffic of pods, so that they need no rights for it; it is checked too
     #[arg(long, requires = "pre")]
     pub linkerd_cni_enabled: bool,
     /// Only check the data plane and what it needs
@@ -572,6 +590,8 @@ proxy_settings! {
     #[arg(long, value_name = "QUANTITY")] proxy_memory_limit, "proxy-memory-limit";
     /// How long a stopping proxy waits for its connections
     #[arg(long, value_name = "DURATION")] shutdown_grace_period, "shutdown-grace-period";
+    /// Seconds that the proxy works on before it is told to stop
+    #[arg(long, value_name = "SECONDS")] wait_before_exit_seconds, "proxy-wait-before-exit-seconds";
 }
 
 /// Arguments of `weft uninject`.

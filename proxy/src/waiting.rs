@@ -1,4 +1,6 @@
-//! `weft-proxy await`: ends when the proxy of this pod is ready. It is the hook that holds up the start of an application.
+//! The hooks of a proxy's container, whose image has no other programs. `weft-proxy await` ends when the proxy of this pod is
+//! ready: it holds up the start of an application. `weft-proxy sleep` ends after some seconds: the kubelet tells the proxy
+//! to end only then.
 
 use std::{
     io::{Read, Write},
@@ -56,6 +58,22 @@ pub fn wait_until_ready(arguments: impl Iterator<Item = String>) -> ExitCode {
         Err(why) => {
             eprintln!("weft-proxy: the proxy was not ready after {:?}: {why}", options.timeout);
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// Ends after as many seconds as the one argument says.
+#[allow(clippy::disallowed_methods, reason = "this program does nothing else")]
+pub fn sleep_seconds(mut arguments: impl Iterator<Item = String>) -> ExitCode {
+    let (seconds, more) = (arguments.next(), arguments.next());
+    match seconds.as_deref().unwrap_or_default().parse::<u32>() {
+        Ok(seconds) if more.is_none() => {
+            sleep(Duration::from_secs(seconds.into()));
+            ExitCode::SUCCESS
+        }
+        _ => {
+            eprintln!("weft-proxy: sleep: takes one argument, a whole number of seconds");
+            ExitCode::from(EXIT_USAGE)
         }
     }
 }

@@ -196,6 +196,16 @@ impl Api {
         self.call(with_body(Method::PATCH, path, "application/json-patch+json", operations)).await
     }
 
+    /// `DELETE`s the object that has this uid.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn delete(&self, path: &str, uid: &str) -> Result<Value, Error> {
+        let options =
+            serde_json::json!({ "apiVersion": "v1", "kind": "DeleteOptions", "preconditions": { "uid": uid } });
+        self.call(with_body(Method::DELETE, path, "application/json", &options)).await
+    }
+
     /// Starts a watch; its lines are events.
     ///
     /// # Errors
