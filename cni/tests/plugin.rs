@@ -100,27 +100,43 @@ fn pods_with_a_proxy_are_redirected_and_no_others() {
     assert_eq!(requests.len(), 6, "one question for each pod");
 }
 
+/// The plugin answers that it could not find out.
+#[track_caller]
+fn refused(server: &ApiServer, name: &str, ns: &Netns, why: &str) {
+    let ran = add(server, name, ns, "1.1.0");
+    let message = ran.answer["msg"].as_str().unwrap().to_owned();
+    assert_eq!((ran.ok, &ran.answer["code"], &ran.answer["cniVersion"]), (false, &json!(11), &json!("1.1.0")));
+    let begin = format!("weft-cni: whether pod shop/{name} is meshed cannot be found out: the API server");
+    assert!(message.starts_with(&begin) && message.contains(why), "{message}");
+}
+
 #[test]
 fn a_pod_gets_no_network_when_nobody_knows_whether_it_is_meshed() {
-    let server = ApiServer::start();
-    let ns = Netns::new();
-    let refused = |name: &str, why: &str| {
-        let ran = add(&server, name, &ns, "1.1.0");
-        let message = ran.answer["msg"].as_str().unwrap().to_owned();
-        assert_eq!((ran.ok, &ran.answer["code"], &ran.answer["cniVersion"]), (false, &json!(11), &json!("1.1.0")));
-        let begin = format!("weft-cni: whether pod shop/{name} is meshed cannot be found out: the API server");
-        assert!(message.starts_with(&begin) && message.contains(why), "{message}");
-    };
-    refused("unknown", "404");
-    server.put(&pod("web", json!({})));
-    for (fault, why) in [(Fault::Hang, "did not answer"), (Fault::Garbage, "makes no sense"), (Fault::Error, "500")] {
-        server.fault("pods/web", Some(fault));
-        refused("web", why);
-    }
-    server.fault("pods/web", None);
-    assert!(add(&server, "web", &ns, "1.1.0").ok);
-    server.stop();
-    refused("web", "cannot be reached");
+    let ns = &Netns::new();
+    refused(&ApiServer::start(), "unknown", ns, "404");
+    let faults = [
+        (Some(Fault::Hang), "did not answer"),
+        (Some(Fault::Garbage), "makes no sense"),
+        (Some(Fault::Error), "500"),
+        (None, "cannot be reached"),
+    ];
+    std::thread::scope(|scope| {
+        for (fault, why) in faults {
+            scope.spawn(move || {
+                let server = ApiServer::start();
+                server.put(&pod("web", json!({})));
+                server.fault("pods/web", fault);
+                if fault.is_none() {
+                    server.stop();
+                }
+                refused(&server, "web", ns, why);
+                server.fault("pods/web", None);
+                server.resume();
+                eventually("the server to be back", || add(&server, "web", ns, "1.1.0").ok.then_some(()));
+            });
+        }
+    });
+    assert_eq!(rules(ns), "");
 }
 
 /// The runtime may be faster than the API server.

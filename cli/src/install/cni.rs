@@ -44,6 +44,12 @@ pub fn cni_rendered(overrides: &Value, namespace: &str) -> Result<Vec<Value>, Fa
     let mut values = CNI.defaults()?;
     let shape = values.clone();
     chart::merge(&mut values, overrides, &shape, chart::Nulls::Remove).map_err(|e| Failure::new(e.to_string()))?;
+    for name in ["destCNINetDir", "destCNIBinDir"] {
+        let path = values.get(name).and_then(Value::as_str).unwrap_or_default();
+        if !path.starts_with('/') {
+            return Err(Failure::new(format!("{name}: {path:?} is no path of a node: it must begin with /")));
+        }
+    }
     if let Some(map) = values.as_object_mut() {
         // Helm has a flag for it; whoever pipes into kubectl has not.
         map.insert("installNamespace".into(), true.into());
