@@ -74,7 +74,7 @@ pub struct Install {
     #[arg(long, value_name = "PATH", default_value = "/var/run/secrets/kubernetes.io/serviceaccount")]
     pub service_account: PathBuf,
     /// Delete pods of this node that were not redirected and belong to a controller, which makes them anew
-    #[arg(long, env = "NODE_NAME", value_name = "NODE")]
+    #[arg(long, value_name = "NODE")]
     pub repair: Option<String>,
 }
 

@@ -29,6 +29,8 @@ fn add(server: &ApiServer, pod: &str, ns: &Netns, version: &str) -> Ran {
     let mut child = Command::new(env!("CARGO_BIN_EXE_weft-cni"))
         .env_clear()
         .envs([("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", "c"), ("CNI_IFNAME", "eth0"), ("CNI_PATH", "/")])
+        // Runtimes have one, to pull images.
+        .env("HTTPS_PROXY", "http://192.0.2.1:3128")
         .env("CNI_NETNS", ns.path())
         .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={pod};K8S_POD_UID=u"))
         .stdin(Stdio::piped())

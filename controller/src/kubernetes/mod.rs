@@ -116,9 +116,13 @@ impl Api {
         let mut config = match &options.kubeconfig {
             Some(path) => {
                 let file = Kubeconfig::read_from(path).with_context(|| format!("cannot read {}", path.display()))?;
-                Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+                let proxied = file.clusters.iter().filter_map(|c| c.cluster.as_ref()).any(|c| c.proxy_url.is_some());
+                let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
                     .await
-                    .with_context(|| format!("cannot use {}", path.display()))?
+                    .with_context(|| format!("cannot use {}", path.display()))?;
+                // A proxy of the environment is one to the world, as container runtimes have it, not to the cluster.
+                config.proxy_url = config.proxy_url.filter(|_| proxied);
+                config
             }
             None if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => {
                 Config::incluster().context("this pod's service account cannot be used")?

@@ -33,6 +33,10 @@ pub fn walk(cluster: &Kubernetes) -> anyhow::Result<()> {
     cluster.weft(&["check", "--proxy", "-n", "emojivoto", "--wait", "2m"])?.success()?;
     restricted(cluster)?;
     secured(cluster)?;
+    // On the command line the cluster is followed, too.
+    let demo = std::fs::read_to_string(manifest("demo/emojivoto.yml"))?;
+    let by_hand = cluster.weft_piped(&["inject", "--manual", "-"], &demo)?;
+    ensure!(by_hand.contains("linkerd-network-validator") && !by_hand.contains("NET_ADMIN"), "{by_hand}");
     println!("repair");
     repair(cluster)?;
     secured(cluster)?;
