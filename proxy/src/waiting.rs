@@ -64,18 +64,23 @@ pub fn wait_until_ready(arguments: impl Iterator<Item = String>) -> ExitCode {
 
 /// Ends after as many seconds as the one argument says.
 #[allow(clippy::disallowed_methods, reason = "this program does nothing else")]
-pub fn sleep_seconds(mut arguments: impl Iterator<Item = String>) -> ExitCode {
-    let (seconds, more) = (arguments.next(), arguments.next());
-    match seconds.as_deref().unwrap_or_default().parse::<u32>() {
-        Ok(seconds) if more.is_none() => {
-            sleep(Duration::from_secs(seconds.into()));
+pub fn sleep_seconds(arguments: impl Iterator<Item = String>) -> ExitCode {
+    match seconds(arguments) {
+        Some(time) => {
+            sleep(time);
             ExitCode::SUCCESS
         }
-        _ => {
+        None => {
             eprintln!("weft-proxy: sleep: takes one argument, a whole number of seconds");
             ExitCode::from(EXIT_USAGE)
         }
     }
+}
+
+fn seconds(mut arguments: impl Iterator<Item = String>) -> Option<Duration> {
+    let (seconds, more) = (arguments.next()?, arguments.next());
+    let seconds: u32 = seconds.parse().ok()?;
+    more.is_none().then(|| Duration::from_secs(seconds.into()))
 }
 
 #[allow(clippy::disallowed_methods, reason = "this program does nothing else")]
@@ -128,6 +133,15 @@ mod tests {
         for wrong in ["--port", "--port=0x1", "--port=70000", "--timeout=soon", "--other=1", "4191"] {
             let error = parse(&[wrong]).unwrap_err();
             assert!(error.contains(wrong), "{error}");
+        }
+    }
+
+    #[test]
+    fn seconds_are_one_number() {
+        let seconds = |words: &[&str]| seconds(words.iter().map(|word| (*word).to_owned()));
+        assert_eq!(seconds(&["20"]), Some(Duration::from_secs(20)));
+        for wrong in [&[][..], &["soon"], &["1s"], &["-1"], &["1", "2"]] {
+            assert_eq!(seconds(wrong), None, "{wrong:?}");
         }
     }
 
