@@ -107,7 +107,7 @@ fn repair(cluster: &Kubernetes) -> anyhow::Result<()> {
         ensure!(!plugins(&configuration).contains(&"weft-cni"), "{configuration:?}");
         Ok(())
     })?;
-    cluster.kubectl(&["delete", "pods", "-n", "emojivoto", "-l", "app=emoji-svc"])?;
+    cluster.kubectl(&["delete", "pods", "-n", "emojivoto", "-l", "app=emoji-svc", "--wait=false"])?;
     let blocked = wait_for("a pod that was not redirected is blocked", || {
         let pods = cluster.list("pods", "app=emoji-svc")?;
         let ended = |pod: &&Value| {
@@ -134,8 +134,9 @@ fn repair(cluster: &Kubernetes) -> anyhow::Result<()> {
 }
 
 fn remove(cluster: &Kubernetes, before: Option<Value>) -> anyhow::Result<()> {
-    cluster.kubectl(&["delete", "namespace", "emojivoto", "--timeout=120s"])?;
-    cluster.delete(&cluster.weft(&["uninstall"])?.success()?)?;
+    cluster.kubectl(&["delete", "namespace", "emojivoto", "--wait=false"])?;
+    let objects = wait_for("no pod needs the control plane", || cluster.weft(&["uninstall"])?.success())?;
+    cluster.delete(&objects)?;
     cluster.delete(&plugin(cluster)?)?;
     wait_for("nothing is left", || {
         let kinds = "clusterroles,clusterrolebindings,namespaces,daemonsets,serviceaccounts,pods";
