@@ -218,7 +218,7 @@ fn within(netns: &Path, flags: &Flags) -> Result<(), String> {
         let fault = |error: &dyn Display| format!("cannot enter {}: {error}", netns.display());
         let file = std::fs::File::open(netns).map_err(|error| fault(&error))?;
         nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).map_err(|error| fault(&error))?;
-        flags.apply().map_err(|error| format!("{error:#}"))
+        flags.apply().map(drop).map_err(|error| format!("{error:#}"))
     };
     std::thread::scope(|scope| scope.spawn(enter).join().unwrap_or_else(|_| Err("it failed".into())))
 }
