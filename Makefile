@@ -4,7 +4,7 @@ HOST      := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 RELEASE   := $(or $(CARGO_TARGET_DIR),target)/$(HOST)/release
 # What a cluster is made of; the static binaries need no library of the machine they run on. The proxy is built by itself:
 # together with others its libraries would have every feature that any of them wants, TLS 1.2 among them.
-PRODUCTS  := weft weft-controller weft-demo
+PRODUCTS  := weft weft-controller weft-cni weft-demo
 STATIC    := RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --bins --target $(HOST)
 # Seconds for each fuzz target.
 FUZZ_TIME ?= 60

@@ -15,4 +15,5 @@ image() {
 }
 image proxy weft-proxy weft-init
 image controller weft-controller
+image cni weft-cni
 image demo weft-demo

@@ -4,6 +4,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use weft_core::names;
 
+mod install;
+
+pub use install::{Install, InstallCni, InstallSettings, Uninstall, Upgrade, ValueSettings};
+
 /// A service mesh that is light, fast, and compatible with Linkerd
 #[derive(Debug, Parser)]
 #[command(name = "weft", version, disable_help_subcommand = true, infer_long_args = false)]
@@ -57,6 +61,8 @@ pub enum Command {
     Exec(weft_local::args::Exec),
     /// Print what installs the control plane on Kubernetes
     Install(Box<Install>),
+    /// Print what installs the CNI plugin, which redirects the traffic of pods where they may not have NET_ADMIN
+    InstallCni(Box<InstallCni>),
     /// Print what brings the installed control plane to this version
     Upgrade(Box<Upgrade>),
     /// Print what to delete to remove the control plane from Kubernetes
@@ -122,88 +128,6 @@ pub enum DiagnosticsCommand {
     /// Print the metrics of the control plane
     #[command(visible_alias = "cp-metrics")]
     ControllerMetrics(ControllerMetrics),
-}
-
-/// Settings of the control plane.
-#[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "Settings")]
-pub struct InstallSettings {
-    /// High availability: three pods of each component on different nodes, and no pod past the injector
-    #[arg(long)]
-    pub ha: bool,
-    /// File of settings, as in the chart's values.yaml, or - for standard input; may be repeated
-    #[arg(short = 'f', long, value_name = "FILE")]
-    pub values: Vec<PathBuf>,
-    /// One setting, such as controllerReplicas=2; may be repeated
-    #[arg(long, value_name = "PATH=VALUE")]
-    pub set: Vec<String>,
-    /// One setting that is a text whatever it looks like
-    #[arg(long, value_name = "PATH=TEXT")]
-    pub set_string: Vec<String>,
-    /// One setting that is the text of a file
-    #[arg(long, value_name = "PATH=FILE")]
-    pub set_file: Vec<String>,
-    /// Trust anchors (PEM); made by this program by default
-    #[arg(long, value_name = "FILE")]
-    pub identity_trust_anchors_file: Option<PathBuf>,
-    /// Certificate of the issuer (PEM), signed by a trust anchor
-    #[arg(long, value_name = "FILE", requires = "identity_issuer_key_file")]
-    pub identity_issuer_certificate_file: Option<PathBuf>,
-    /// Key of the issuer (PEM)
-    #[arg(long, value_name = "FILE", requires = "identity_issuer_certificate_file")]
-    pub identity_issuer_key_file: Option<PathBuf>,
-    /// The issuer is the Secret weft-identity-issuer of type kubernetes.io/tls, which somebody else makes, such as
-    /// cert-manager
-    #[arg(long, conflicts_with = "identity_issuer_certificate_file")]
-    pub identity_external_issuer: bool,
-    /// Last part of every identity
-    #[arg(long, value_name = "DOMAIN")]
-    pub identity_trust_domain: Option<String>,
-}
-
-/// Arguments of `weft install`.
-#[derive(Debug, Clone, Default, Args)]
-pub struct Install {
-    /// Only the definitions of the mesh's resources, which come first
-    #[arg(long)]
-    pub crds: bool,
-    /// Ask no cluster whether it has a control plane already
-    #[arg(long)]
-    pub ignore_cluster: bool,
-    /// Form of the output
-    #[arg(short = 'o', long, value_enum, default_value_t)]
-    pub output: ManifestOutput,
-    /// Settings of the control plane.
-    #[command(flatten)]
-    pub settings: InstallSettings,
-}
-
-/// Arguments of `weft upgrade`.
-#[derive(Debug, Clone, Default, Args)]
-pub struct Upgrade {
-    /// Only the definitions of the mesh's resources, which come first
-    #[arg(long)]
-    pub crds: bool,
-    /// Show what would change instead
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Forget the settings of the installation
-    #[arg(long)]
-    pub reset_values: bool,
-    /// Form of the output
-    #[arg(short = 'o', long, value_enum, default_value_t)]
-    pub output: ManifestOutput,
-    /// Settings of the control plane.
-    #[command(flatten)]
-    pub settings: InstallSettings,
-}
-
-/// Arguments of `weft uninstall`.
-#[derive(Debug, Clone, Default, Args)]
-pub struct Uninstall {
-    /// Also when pods still have proxies
-    #[arg(short = 'f', long)]
-    pub force: bool,
 }
 
 /// Form of the output of `stat` and `edges`.
@@ -295,7 +219,7 @@ pub struct Check {
     /// Only check the definitions of the mesh's resources
     #[arg(long, conflicts_with = "proxy")]
     pub crds: bool,
-    /// With --pre: a CNI plugin redirects the traffic of pods, so that they need no rights for it
+    /// With --pre: a CNI plugin redirects the traffic of pods, so that they need no rights for it; it is checked too
     #[arg(long, requires = "pre")]
     pub linkerd_cni_enabled: bool,
     /// Only check the data plane and what it needs
@@ -572,6 +496,8 @@ proxy_settings! {
     #[arg(long, value_name = "QUANTITY")] proxy_memory_limit, "proxy-memory-limit";
     /// How long a stopping proxy waits for its connections
     #[arg(long, value_name = "DURATION")] shutdown_grace_period, "shutdown-grace-period";
+    /// Seconds that the proxy works on before it is told to stop
+    #[arg(long, value_name = "SECONDS")] wait_before_exit_seconds, "proxy-wait-before-exit-seconds";
 }
 
 /// Arguments of `weft uninject`.

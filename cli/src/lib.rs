@@ -100,6 +100,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     let mesh = &cluster::Mesh { control: cli.linkerd_namespace, access };
     match cli.command {
         Command::Install(args) => install::install(*args, mesh).await,
+        Command::InstallCni(args) => install::install_cni(&args),
         Command::Upgrade(args) => install::upgrade(*args, mesh).await,
         Command::Uninstall(args) => install::uninstall(args, mesh).await,
         Command::Prune => install::prune(mesh).await,

@@ -2,7 +2,7 @@
 
 use k8s_openapi::Resource;
 use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret, Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
@@ -12,8 +12,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
-use weft::chart::{CONTROL_PLANE, RESOURCES, Release};
-use weft::install::rendered;
+use weft::chart::{CNI, CONTROL_PLANE, RESOURCES, Release};
+use weft::install::{cni_rendered, rendered};
 use weft_core::inject::{self, InjectConfig};
 
 const ANCHORS: &str = "-----BEGIN CERTIFICATE-----\nanchors\n-----END CERTIFICATE-----\n";
@@ -34,6 +34,10 @@ fn control_plane(more: Value) -> Vec<Value> {
 
 fn high_availability() -> Value {
     CONTROL_PLANE.high_availability().unwrap()
+}
+
+fn plugin(settings: Value) -> Vec<Value> {
+    cni_rendered(&settings, "weft-cni").unwrap()
 }
 
 fn resources() -> Vec<Value> {
@@ -64,12 +68,14 @@ fn manifests_are_as_they_were() {
     });
     golden("install_external.yml", &control_plane(external));
     golden("install_crds.yml", &resources());
+    golden("install_with_cni.yml", &control_plane(json!({ "cniEnabled": true })));
+    golden("install_cni.yml", &plugin(json!({})));
 }
 
 /// A file that is in the folder, but not in this program, would be there only for users of Helm.
 #[test]
 fn all_files_are_part_of_the_program() {
-    for (chart, folder) in [(&CONTROL_PLANE, "weft"), (&RESOURCES, "weft-crds")] {
+    for (chart, folder) in [(&CONTROL_PLANE, "weft"), (&RESOURCES, "weft-crds"), (&CNI, "weft-cni")] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts").join(folder);
         let mut files = BTreeSet::new();
         for entry in std::fs::read_dir(&folder).unwrap().chain(std::fs::read_dir(folder.join("templates")).unwrap()) {
@@ -123,7 +129,10 @@ fn contains(all: &Value, some: &Value, path: &str) {
 
 #[test]
 fn objects_have_the_fields_of_their_types() {
-    for object in [control_plane(json!({})), control_plane(high_availability()), resources()].concat() {
+    let plugins = [plugin(json!({})), plugin(json!({ "privileged": true, "repairController": { "enabled": false } }))];
+    let with_plugin = control_plane(json!({ "cniEnabled": true }));
+    let planes = [control_plane(json!({})), control_plane(high_availability()), with_plugin, resources()];
+    for object in [planes.concat(), plugins.concat()].concat() {
         match object["kind"].as_str().unwrap() {
             "Namespace" => typed::<Namespace>(&object),
             "ServiceAccount" => typed::<ServiceAccount>(&object),
@@ -131,6 +140,7 @@ fn objects_have_the_fields_of_their_types() {
             "ConfigMap" => typed::<ConfigMap>(&object),
             "Service" => typed::<Service>(&object),
             "Deployment" => typed::<Deployment>(&object),
+            "DaemonSet" => typed::<DaemonSet>(&object),
             "PodDisruptionBudget" => typed::<PodDisruptionBudget>(&object),
             "ClusterRole" => typed::<ClusterRole>(&object),
             "ClusterRoleBinding" => typed::<ClusterRoleBinding>(&object),
@@ -151,26 +161,29 @@ fn deployments(objects: &[Value]) -> impl Iterator<Item = &Value> {
 /// The proxies of the control plane are written out in the chart; they must be what the injector adds to everybody else.
 #[test]
 fn proxies_of_the_control_plane_are_those_that_injection_adds() {
-    let config = InjectConfig {
+    let config = |cni: bool, mode: &str| InjectConfig {
         proxy_image: "localhost/weft/proxy".into(),
         created_by: format!("weft {}", weft::VERSION),
+        defaults: [("iptables-mode".to_owned(), mode.to_owned())].into(),
+        cni,
         ..InjectConfig::local(ANCHORS, weft::VERSION)
     };
-    let legacy = InjectConfig { defaults: [("iptables-mode".into(), "legacy".into())].into(), ..config.clone() };
-    for (values, config) in [(json!({}), config), (json!({ "proxyInit": { "iptablesMode": "legacy" } }), legacy)] {
-        let objects = control_plane(values);
+    for (cni, mode) in [(false, "auto"), (true, "auto"), (false, "legacy"), (true, "legacy")] {
+        let objects = control_plane(json!({ "cniEnabled": cni, "proxyInit": { "iptablesMode": mode } }));
         assert_eq!(deployments(&objects).count(), 4);
-        for deployment in deployments(&objects) {
-            let without = inject::uninject(deployment).value;
-            assert_eq!(without["spec"]["template"]["spec"]["containers"].as_array().unwrap().len(), 1);
-            let mut asked = inject::annotate(&without, &Default::default()).unwrap().value;
-            asked = inject::inject(&asked, &config).unwrap().value;
-            let injected = inject::unannotate(&asked).value;
-            let (ours, theirs) = (&deployment["spec"]["template"], &injected["spec"]["template"]);
-            contains(theirs, ours, "the chart has what injection does not add: ");
-            contains(ours, theirs, "injection adds what the chart does not have: ");
-        }
+        deployments(&objects).for_each(|deployment| proxy_is_injected(deployment, &config(cni, mode)));
     }
+}
+
+fn proxy_is_injected(deployment: &Value, config: &InjectConfig) {
+    let without = inject::uninject(deployment).value;
+    assert_eq!(without["spec"]["template"]["spec"]["containers"].as_array().unwrap().len(), 1);
+    let mut asked = inject::annotate(&without, &Default::default()).unwrap().value;
+    asked = inject::inject(&asked, config).unwrap().value;
+    let injected = inject::unannotate(&asked).value;
+    let (ours, theirs) = (&deployment["spec"]["template"], &injected["spec"]["template"]);
+    contains(theirs, ours, "the chart has what injection does not add: ");
+    contains(ours, theirs, "injection adds what the chart does not have: ");
 }
 
 /// What Pod Security calls `restricted`, apart from the one container that redirects traffic.
@@ -205,6 +218,54 @@ fn pods_are_restricted() {
             assert_eq!(container["securityContext"]["capabilities"]["add"], json!(["NET_ADMIN", "NET_RAW"]));
         }
     }
+}
+
+/// With a CNI plugin there is no exception, and the namespace says so.
+#[test]
+fn with_a_cni_plugin_all_containers_are_restricted() {
+    let objects = control_plane(json!({ "cniEnabled": true }));
+    let namespace = objects.iter().find(|o| o["kind"] == "Namespace").unwrap();
+    assert_eq!(namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"], "restricted");
+    for object in deployments(&objects) {
+        let pod = &object["spec"]["template"]["spec"];
+        for container in ["initContainers", "containers"].iter().flat_map(|list| pod[*list].as_array().unwrap()) {
+            let security = &container["securityContext"];
+            assert_eq!(security["capabilities"], json!({ "drop": ["ALL"] }), "{}", container["name"]);
+            assert_eq!(
+                (&security["runAsNonRoot"], &security["allowPrivilegeEscalation"]),
+                (&json!(true), &json!(false))
+            );
+            assert!(security["privileged"].is_null() && security["runAsUser"].as_u64() > Some(0));
+        }
+    }
+    // The injector is told, too.
+    let config = objects.iter().find(|o| o["metadata"]["name"] == "weft-config").unwrap();
+    let values = config["data"]["values"].as_str().unwrap();
+    assert!(InjectConfig::from_values(values, "weft", ANCHORS, weft::VERSION).unwrap().cni);
+}
+
+/// The plugin's pods write into two directories of the node, and may do nothing else.
+#[test]
+fn the_cni_plugin_may_do_little() {
+    let rules = |objects: &[Value]| objects.iter().find(|o| o["kind"] == "ClusterRole").unwrap()["rules"].clone();
+    let objects = plugin(json!({ "destCNINetDir": "/var/net.d", "destCNIBinDir": "/var/bin" }));
+    let pod = &objects.iter().find(|o| o["kind"] == "DaemonSet").unwrap()["spec"]["template"]["spec"];
+    let security = &pod["containers"][0]["securityContext"];
+    assert_eq!(security["capabilities"], json!({ "drop": ["ALL"] }));
+    assert_eq!((&security["privileged"], &security["readOnlyRootFilesystem"]), (&json!(false), &json!(true)));
+    let volumes = pod["volumes"].as_array().unwrap();
+    let paths: Vec<&str> = volumes.iter().filter_map(|v| v["hostPath"]["path"].as_str()).collect();
+    assert_eq!(paths, ["/var/net.d", "/var/bin"]);
+    let arguments = pod["containers"][0]["args"].as_array().unwrap();
+    assert!(arguments.contains(&"--net-dir-on-node=/var/net.d".into()));
+    assert!(arguments.contains(&"--repair=$(NODE_NAME)".into()));
+    // Without it the plugin would need itself to start.
+    assert_eq!(pod["hostNetwork"], true);
+    assert_eq!(rules(&objects).as_array().unwrap().len(), 3);
+    let without = plugin(json!({ "repairController": { "enabled": false } }));
+    let least = json!([{ "apiGroups": [""], "resources": ["pods"], "verbs": ["get"] }]);
+    assert_eq!(rules(&without), least);
+    assert!(!without.iter().any(|o| o.to_string().contains("--repair")));
 }
 
 #[test]

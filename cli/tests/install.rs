@@ -205,3 +205,48 @@ fn objects_without_a_cluster() {
     assert_eq!(String::from_utf8(text).unwrap(), "identityTrustDomain: example.org\n");
     assert_eq!(objects(&["--crds"]).len(), 10);
 }
+
+#[test]
+fn the_cni_plugin_is_printed_without_a_cluster() {
+    let directory = tempfile::tempdir().unwrap();
+    let arguments = [
+        "install-cni",
+        "-o=json",
+        "--dest-cni-net-dir=/var/net.d",
+        "--cni-image=registry/cni",
+        "--cni-image-version=7",
+        "--priority-class-name=p",
+        "--set=repairController.enabled=false,logLevel=debug",
+        "--cni-log-level=trace",
+    ];
+    let ran = weft(directory.path(), &arguments, "");
+    assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""));
+    let objects = serde_json::Deserializer::from_str(&ran.out).into_iter::<Value>();
+    let objects: Vec<Value> = objects.collect::<Result<_, _>>().unwrap();
+    let kinds: Vec<&str> = objects.iter().map(|object| object["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "DaemonSet"]);
+    let pod = &objects[4]["spec"]["template"]["spec"];
+    assert_eq!(pod["containers"][0]["image"], "registry/cni:7");
+    assert_eq!(pod["priorityClassName"], "p");
+    let args = pod["containers"][0]["args"].as_array().unwrap();
+    assert!(args.contains(&"--net-dir-on-node=/var/net.d".into()), "{args:?}");
+    assert!(args.contains(&"--log-level=trace".into()), "a flag goes over --set: {args:?}");
+    for (argument, expected) in [
+        ("--set=portsToRedirect=80", "--set: portsToRedirect: there is no such setting"),
+        ("--dest-cni-bin-dir=bin", "destCNIBinDir: \"bin\" is no path of a node"),
+    ] {
+        let ran = weft(directory.path(), &["install-cni", argument], "");
+        assert!(ran.code == Some(1) && ran.err.contains(expected), "{}", ran.err);
+    }
+}
+
+/// It is a setting like any other, so that an upgrade keeps it.
+#[test]
+fn a_flag_leaves_the_redirection_to_the_plugin() {
+    let directory = tempfile::tempdir().unwrap();
+    let ran = weft(directory.path(), &["install", "--ignore-cluster", "--linkerd-cni-enabled"], "");
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert!(ran.out.contains("name: linkerd-network-validator") && !ran.out.contains("NET_ADMIN"));
+    let encoded = "Y25pRW5hYmxlZDogdHJ1ZQo=";
+    assert!(ran.out.contains(&format!("weft-config-overrides: {encoded}")), "cniEnabled: true");
+}

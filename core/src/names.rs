@@ -22,6 +22,8 @@ pub const PROXY_UID: u32 = 2102;
 pub const PROXY_CONTAINER: &str = "linkerd-proxy";
 /// The init container that redirects traffic.
 pub const INIT_CONTAINER: &str = "linkerd-init";
+/// The init container that takes its place where a CNI plugin redirects traffic: it ends well when that has happened.
+pub const VALIDATOR_CONTAINER: &str = "linkerd-network-validator";
 /// The name of the proxy's admin port, which scrapers look for.
 pub const ADMIN_PORT_NAME: &str = "linkerd-admin";
 

@@ -62,9 +62,14 @@ fn golden_and_inverse_on_kubernetes() {
     let asks = BTreeMap::from([(names::ANNOTATION_INJECT.to_owned(), "enabled".to_owned())]);
     for name in ["deployment", "statefulset", "daemonset", "job", "cronjob", "replicaset", "pod", "list"] {
         let original = input(&format!("kubernetes/{name}.yaml"));
-        for (kind, native) in [("native", true), ("init", false)] {
+        let mut ways = vec![("native", true, false), ("init", false, false)];
+        if ["deployment", "job", "pod"].contains(&name) {
+            ways.extend([("cni-native", true, true), ("cni", false, true)]);
+        }
+        for (kind, native, cni) in ways {
             let mut config = InjectConfig::from_values(&values, "weft", ANCHORS, "1.2.3").unwrap();
             config.native_sidecars = native;
+            config.cni = cni;
             config.namespaces.insert("shop".into(), asks.clone());
             // Of a pod that is to be made the request says in which namespace.
             config.default_namespace = "shop".into();
@@ -76,7 +81,7 @@ fn golden_and_inverse_on_kubernetes() {
             compare(&format!("kubernetes/{name}.{kind}.golden.yaml"), &text);
             let again = inject(&injected.value, &config).unwrap();
             assert_eq!(again.value, injected.value, "{name}: injecting twice is injecting once");
-            config.native_sidecars = !native;
+            (config.native_sidecars, config.cni) = (!native, !cni);
             assert_eq!(inject(&injected.value, &config).unwrap().value, injected.value, "{name}: in either way");
             if name != "list" {
                 assert_eq!(uninject(&injected.value).value, original, "{name}: uninject is the inverse");
@@ -158,6 +163,7 @@ fn a_bad_annotation_is_named() {
         ("proxy-cpu-ratio-limit", "2"),
         ("proxy-enable-native-sidecar", "perhaps"),
         ("proxy-await", "later"),
+        ("proxy-wait-before-exit-seconds", "soon"),
     ] {
         let mut deployment = input("inject/deployment.yaml");
         let key = format!("config.linkerd.io/{name}");
@@ -171,6 +177,56 @@ fn a_bad_annotation_is_named() {
     annotations["config.linkerd.io/proxy-memory-request"] = "20Mi".into();
     annotations["config.linkerd.io/proxy-memory-limit"] = "10Mi".into();
     assert_eq!(inject(&deployment, &config()).unwrap_err().field, "config.linkerd.io/proxy-memory-limit");
+}
+
+/// With a CNI plugin no container of a pod needs a right, and the plugin is told what `weft-init` would have been told.
+#[test]
+fn with_a_cni_plugin_pods_need_no_rights() {
+    let mut deployment = input("inject/deployment.yaml");
+    let annotations = &mut deployment["spec"]["template"]["metadata"]["annotations"];
+    annotations["config.linkerd.io/skip-outbound-ports"] = "443".into();
+    annotations["config.linkerd.io/close-wait-timeout"] = "60s".into();
+    annotations["config.linkerd.io/proxy-gid"] = "65534".into();
+    let init = |cni: bool| {
+        let injected = inject(&deployment, &InjectConfig { cni, ..config() }).unwrap().value;
+        injected.pointer("/spec/template/spec/initContainers/0").unwrap().clone()
+    };
+    let (with, without) = (init(true), init(false));
+    assert_eq!((&with["name"], &without["name"]), (&"linkerd-network-validator".into(), &"linkerd-init".into()));
+    let args = with["args"].as_array().unwrap();
+    assert_eq!(args.first().unwrap(), "validate");
+    assert_eq!(args.get(1..).unwrap(), without["args"].as_array().unwrap().as_slice());
+    let security = &with["securityContext"];
+    assert_eq!(security["capabilities"], serde_json::json!({ "drop": ["ALL"] }));
+    assert_eq!((&security["runAsNonRoot"], &security["allowPrivilegeEscalation"]), (&true.into(), &false.into()));
+    assert!(security.get("privileged").is_none());
+    // What the proxy's user and group send is not redirected, and so would show nothing.
+    assert_eq!((&security["runAsUser"], &security["runAsGroup"]), (&65534.into(), &65533.into()));
+}
+
+#[test]
+fn a_proxy_may_wait_before_it_ends() {
+    let hooks = |annotations: &[(&str, &str)], native: bool| {
+        let mut deployment = input("inject/deployment.yaml");
+        for (name, value) in annotations {
+            deployment["spec"]["template"]["metadata"]["annotations"][*name] = (*value).into();
+        }
+        let config = InjectConfig { native_sidecars: native, ..config() };
+        let injected = inject(&deployment, &config).unwrap().value;
+        let list = if native { "initContainers" } else { "containers" };
+        let containers = injected.pointer(&format!("/spec/template/spec/{list}")).unwrap().as_array().unwrap();
+        containers.iter().find(|c| c["name"] == names::PROXY_CONTAINER).unwrap()["lifecycle"].clone()
+    };
+    let (alpha, plain) =
+        ("config.alpha.linkerd.io/proxy-wait-before-exit-seconds", "config.linkerd.io/proxy-wait-before-exit-seconds");
+    let sleep = |seconds: &str| serde_json::json!({ "exec": { "command": ["weft-proxy", "sleep", seconds] } });
+    assert_eq!(hooks(&[(alpha, "20")], false)["preStop"], sleep("20"));
+    assert_eq!(hooks(&[(plain, "5"), (alpha, "20")], false)["preStop"], sleep("5"), "the newer name wins");
+    assert_eq!(hooks(&[(alpha, "20")], true), serde_json::json!({ "preStop": sleep("20") }));
+    assert!(hooks(&[(alpha, "0")], false)["preStop"].is_null() && hooks(&[], true).is_null());
+    let mut deployment = input("inject/deployment.yaml");
+    deployment["spec"]["template"]["metadata"]["annotations"][alpha] = "1m".into();
+    assert_eq!(inject(&deployment, &config()).unwrap_err().field, alpha);
 }
 
 #[test]

@@ -45,7 +45,9 @@ if [ -d "/sys/fs/cgroup/cpuset/$cgroup" ]; then
   done
 fi
 
-mkdir -p "$run/cni" "$run/containerd"
+# Plugins are installed in it by tests, so it is not Debian's own.
+mkdir -p "$run/cni" "$run/cni-bin" "$run/containerd"
+ln -s "$debian"/usr/lib/cni/* "$run/cni-bin/"
 cat >"$run/cni/10-bridge.conflist" <<JSON
 {"cniVersion": "0.4.0", "name": "pods", "plugins": [
   {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": false, "hairpinMode": true, "mtu": 1500,
@@ -67,7 +69,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
   disable_apparmor = true
   restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "$debian/usr/lib/cni"
+    bin_dir = "$run/cni-bin"
     conf_dir = "$run/cni"
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "overlayfs"

@@ -13,9 +13,10 @@ use serde_json::Value;
 use crate::{Process, REPORT_PORT, Ran, Report, binaries, manifest, run, wait_for};
 
 /// The images of the tests, and the programs in each. The first is the entry point.
-const IMAGES: [(&str, &[&str]); 5] = [
+const IMAGES: [(&str, &[&str]); 6] = [
     ("proxy", &["weft-proxy", "weft-init"]),
     ("controller", &["weft-controller"]),
+    ("cni", &["weft-cni"]),
     ("demo", &["weft-demo"]),
     ("load", &["weft-load"]),
     ("cluster-dns", &["weft-cluster-dns"]),

@@ -36,11 +36,12 @@ mod tcp;
 mod tests;
 mod timer;
 mod upstream;
+pub mod validate;
 mod waiting;
 mod worker;
 
 pub use start::start;
-pub use waiting::wait_until_ready;
+pub use waiting::{sleep_seconds, wait_until_ready};
 
 /// What a data thread is given.
 #[derive(Clone)]

@@ -1,4 +1,5 @@
-//! weft-proxy: reads the environment and runs, or waits until another one is ready. Everything else is in the library.
+//! weft-proxy: reads the environment and runs, or is a hook of the container of another one: waits until that is ready, or
+//! before it ends. Everything else is in the library.
 
 use std::process::ExitCode;
 
@@ -7,8 +8,12 @@ fn main() -> ExitCode {
     match arguments.next().as_deref() {
         None => run(),
         Some("await") => weft_proxy::wait_until_ready(arguments),
+        Some("sleep") => weft_proxy::sleep_seconds(arguments),
         Some(other) => {
-            eprintln!("weft-proxy: {other:?} is no command; without one it is the proxy, with `await` it waits for it");
+            eprintln!(
+                "weft-proxy: {other:?} is no command; without one it is the proxy, with `await` it waits for it, with \
+                 `sleep` it lets it work on for some seconds"
+            );
             ExitCode::from(weft_proxy::config::EXIT_USAGE)
         }
     }

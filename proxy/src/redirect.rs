@@ -11,6 +11,7 @@
 //! Rules of the other kind that an earlier run has left are removed when the new ones are in force. Meanwhile there are both,
 //! and a connection is redirected once all the same: the kernel's NAT decides about each only once.
 
+mod flags;
 mod legacy;
 mod netlink;
 
@@ -18,6 +19,8 @@ use std::{
     fmt::{self, Write as _},
     io,
 };
+
+pub use flags::Flags;
 
 use ipnet::IpNet;
 use nix::errno::Errno;

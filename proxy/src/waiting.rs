@@ -1,4 +1,6 @@
-//! `weft-proxy await`: ends when the proxy of this pod is ready. It is the hook that holds up the start of an application.
+//! The hooks of a proxy's container, whose image has no other programs. `weft-proxy await` ends when the proxy of this pod is
+//! ready: it holds up the start of an application. `weft-proxy sleep` ends after some seconds: the kubelet tells the proxy
+//! to end only then.
 
 use std::{
     io::{Read, Write},
@@ -60,6 +62,27 @@ pub fn wait_until_ready(arguments: impl Iterator<Item = String>) -> ExitCode {
     }
 }
 
+/// Ends after as many seconds as the one argument says.
+#[allow(clippy::disallowed_methods, reason = "this program does nothing else")]
+pub fn sleep_seconds(arguments: impl Iterator<Item = String>) -> ExitCode {
+    match seconds(arguments) {
+        Some(time) => {
+            sleep(time);
+            ExitCode::SUCCESS
+        }
+        None => {
+            eprintln!("weft-proxy: sleep: takes one argument, a whole number of seconds");
+            ExitCode::from(EXIT_USAGE)
+        }
+    }
+}
+
+fn seconds(mut arguments: impl Iterator<Item = String>) -> Option<Duration> {
+    let (seconds, more) = (arguments.next()?, arguments.next());
+    let seconds: u32 = seconds.parse().ok()?;
+    more.is_none().then(|| Duration::from_secs(seconds.into()))
+}
+
 #[allow(clippy::disallowed_methods, reason = "this program does nothing else")]
 fn wait(options: Options) -> Result<(), String> {
     let begun = Instant::now();
@@ -110,6 +133,15 @@ mod tests {
         for wrong in ["--port", "--port=0x1", "--port=70000", "--timeout=soon", "--other=1", "4191"] {
             let error = parse(&[wrong]).unwrap_err();
             assert!(error.contains(wrong), "{error}");
+        }
+    }
+
+    #[test]
+    fn seconds_are_one_number() {
+        let seconds = |words: &[&str]| seconds(words.iter().map(|word| (*word).to_owned()));
+        assert_eq!(seconds(&["20"]), Some(Duration::from_secs(20)));
+        for wrong in [&[][..], &["soon"], &["1s"], &["-1"], &["1", "2"]] {
+            assert_eq!(seconds(wrong), None, "{wrong:?}");
         }
     }
 

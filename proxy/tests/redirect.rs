@@ -404,3 +404,72 @@ fn whoever_holds_the_lock_of_iptables_is_waited_for() {
     assert!(!saved(&ns, "iptables-legacy-save", &[]).contains("PROXY_INIT"));
     assert_eq!(run(""), (true, String::new()));
 }
+
+/// Exit code and what it says.
+fn validate(ns: &Netns, more: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weft-init"));
+    command.args(["validate", "--proxy-uid", "2102", "--inbound-ports-to-ignore", "4190,4191"]).args(more);
+    let output = ns.enter(|| command.stdin(Stdio::null()).output()).unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn a_validator_blocks_pods_that_are_not_redirected() {
+    let mut bridge = Bridge::new();
+    let ((pod, _), (other, other_ip)) = (bridge.plug(), bridge.plug());
+    let (code, said) = validate(&pod, &["--timeout=1s"]);
+    assert_eq!(code, Some(95), "{said}");
+    assert!(said.contains("has not redirected the traffic of this pod: nobody answered at 1.1.1.1:20001"), "{said}");
+    // Somebody else is no proof.
+    let listener = other.listen((other_ip, 20001));
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        std::io::Write::write_all(&mut stream, &[0; 64]).unwrap();
+    });
+    let (code, said) = validate(&pod, &[&format!("--connect-addr={other_ip}:20001")]);
+    server.join().unwrap();
+    assert!(code == Some(95) && said.contains("somebody else answers at 10."), "{said}");
+
+    pod.run(&[env!("CARGO_BIN_EXE_weft-init"), "--proxy-uid", "2102"]);
+    assert_eq!(validate(&pod, &[]), (Some(0), String::new()));
+    // Redirected, but to another port.
+    let (code, said) = validate(&pod, &["--outgoing-proxy-port=5140"]);
+    assert!(code == Some(95) && said.contains("a connection to 1.1.1.1:20001 failed: Connection refused"), "{said}");
+    // It is not known what is wrong where the port is taken: nothing is to be repaired.
+    let _taken = pod.listen((std::net::Ipv4Addr::LOCALHOST, 4140));
+    let (code, said) = validate(&pod, &[]);
+    assert!(code == Some(1) && said.contains("cannot listen on 127.0.0.1:4140"), "{said}");
+}
+
+/// The kernel looks for a route before it redirects.
+#[test]
+fn a_validator_works_without_a_default_route() {
+    let mut bridge = Bridge::new();
+    let (pod, _) = bridge.plug();
+    pod.run(&["ip", "route", "del", "default"]);
+    let far = pod.connect("1.1.1.1:20001".parse().unwrap()).unwrap_err();
+    assert_eq!(far.kind(), std::io::ErrorKind::NetworkUnreachable);
+    let (code, said) = validate(&pod, &["--timeout=1s"]);
+    assert!(code == Some(95) && said.contains("10.244.0.1:20001"), "{said}");
+    pod.run(&[env!("CARGO_BIN_EXE_weft-init"), "--proxy-uid", "2102"]);
+    assert_eq!(pod.connect("1.1.1.1:20001".parse().unwrap()).unwrap_err().kind(), far.kind(), "redirected or not");
+    assert_eq!(validate(&pod, &[]), (Some(0), String::new()));
+    // Where nothing can be sent, nothing can be shown.
+    let alone = Netns::new();
+    alone.run(&[env!("CARGO_BIN_EXE_weft-init"), "--proxy-uid", "2102"]);
+    let (code, said) = validate(&alone, &[]);
+    assert!(code == Some(95) && said.contains("there is no route to 1.1.1.1:20001, nor any network"), "{said}");
+}
+
+#[test]
+fn a_validator_looks_at_ipv6_where_that_is_redirected() {
+    let mut bridge = Bridge::new();
+    let (pod, _) = bridge.plug();
+    pod.run(&["ip", "addr", "add", "fd00:2::2/64", "dev", "eth0", "nodad"]);
+    pod.run(&["ip", "-6", "route", "add", "default", "dev", "eth0"]);
+    pod.run(&[env!("CARGO_BIN_EXE_weft-init"), "--proxy-uid", "2102"]);
+    let (code, said) = validate(&pod, &["--ipv6", "--timeout=1s"]);
+    assert!(code == Some(95) && said.contains("[fd00::1]:20001"), "{said}");
+    pod.run(&[env!("CARGO_BIN_EXE_weft-init"), "--proxy-uid", "2102", "--ipv6"]);
+    assert_eq!(validate(&pod, &["--ipv6"]), (Some(0), String::new()));
+}

@@ -22,49 +22,67 @@ image: {{ .root.Values.proxy.image.name }}:{{ include "weft.proxyVersion" .root 
 imagePullPolicy: {{ .root.Values.proxy.image.pullPolicy | default .root.Values.imagePullPolicy }}
 {{- end }}
 
+{{/* The arguments that say how to redirect; a CNI plugin reads them from the validator. */}}
+{{- define "weft.redirection" -}}
+{{- $values := .root.Values -}}
+- --incoming-proxy-port
+- {{ $values.proxy.ports.inbound | quote }}
+- --outgoing-proxy-port
+- {{ $values.proxy.ports.outbound | quote }}
+- --proxy-uid
+- {{ $values.proxy.uid | quote }}
+{{- if ge (int $values.proxy.gid) 0 }}
+- --proxy-gid
+- {{ $values.proxy.gid | quote }}
+{{- end }}
+- --inbound-ports-to-ignore
+- {{ printf "%v,%v,%s" $values.proxy.ports.control $values.proxy.ports.admin $values.proxyInit.ignoreInboundPorts | quote }}
+- --outbound-ports-to-ignore
+- {{ $values.proxyInit.kubeAPIServerPorts | quote }}
+{{- with $values.proxyInit.skipSubnets }}
+- --subnets-to-ignore
+- {{ . | quote }}
+{{- end }}
+{{- with $values.proxyInit.iptablesMode }}
+{{- if ne . "auto" }}
+- --iptables-mode
+- {{ . | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "weft.initContainer" -}}
 {{- $values := .root.Values -}}
-name: linkerd-init
+name: {{ ternary "linkerd-network-validator" "linkerd-init" $values.cniEnabled }}
 {{ include "weft.proxyImage" . }}
 command: [weft-init]
 args:
-  - --incoming-proxy-port
-  - {{ $values.proxy.ports.inbound | quote }}
-  - --outgoing-proxy-port
-  - {{ $values.proxy.ports.outbound | quote }}
-  - --proxy-uid
-  - {{ $values.proxy.uid | quote }}
-  {{- if ge (int $values.proxy.gid) 0 }}
-  - --proxy-gid
-  - {{ $values.proxy.gid | quote }}
+  {{- if $values.cniEnabled }}
+  - validate
   {{- end }}
-  - --inbound-ports-to-ignore
-  - {{ printf "%v,%v,%s" $values.proxy.ports.control $values.proxy.ports.admin $values.proxyInit.ignoreInboundPorts | quote }}
-  - --outbound-ports-to-ignore
-  - {{ $values.proxyInit.kubeAPIServerPorts | quote }}
-  {{- with $values.proxyInit.skipSubnets }}
-  - --subnets-to-ignore
-  - {{ . | quote }}
-  {{- end }}
-  {{- with $values.proxyInit.iptablesMode }}
-  {{- if ne . "auto" }}
-  - --iptables-mode
-  - {{ . | quote }}
-  {{- end }}
-  {{- end }}
+  {{- include "weft.redirection" . | nindent 2 }}
 {{- with include "weft.resources" $values.proxy.resources }}
 resources:
   {{- . | nindent 2 }}
 {{- end }}
 securityContext:
   allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  {{- if $values.cniEnabled }}
+  capabilities:
+    drop: [ALL]
+  {{- /* What the proxy's own user and group send is not redirected, so it must be somebody else. */}}
+  runAsGroup: {{ ternary 65533 65534 (eq (int $values.proxy.gid) 65534) }}
+  runAsNonRoot: true
+  runAsUser: {{ ternary 65533 65534 (eq (int $values.proxy.uid) 65534) }}
+  {{- else }}
   capabilities:
     add: [NET_ADMIN, NET_RAW]
   privileged: false
-  readOnlyRootFilesystem: true
   runAsGroup: 0
   runAsNonRoot: false
   runAsUser: 0
+  {{- end }}
   seccompProfile:
     type: RuntimeDefault
 terminationMessagePolicy: FallbackToLogsOnError

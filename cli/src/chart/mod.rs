@@ -1,5 +1,5 @@
-//! The charts `charts/weft` and `charts/weft-crds`, which are part of this program: what `weft install` prints is what
-//! Helm makes of the same files.
+//! The charts `charts/weft`, `charts/weft-crds` and `charts/weft-cni`, which are part of this program: what `weft install` and
+//! `weft install-cni` print is what Helm makes of the same files.
 
 pub mod template;
 mod values;
@@ -54,6 +54,15 @@ pub const RESOURCES: Chart = Chart {
         "templates/meshtlsauthentications.yaml", "templates/networkauthentications.yaml",
         "templates/serverauthorizations.yaml", "templates/servers.yaml", "templates/serviceprofiles.yaml"
     ),
+    files: &[],
+};
+
+/// The CNI plugin.
+pub const CNI: Chart = Chart {
+    name: "weft-cni",
+    values: include_str!("../../../charts/weft-cni/values.yaml"),
+    high_availability: "{}",
+    templates: sources!("weft-cni": "templates/_helpers.tpl", "templates/cni.yaml"),
     files: &[],
 };
 
@@ -138,6 +147,7 @@ const ORDER: &[&str] = &[
     "Role",
     "RoleBinding",
     "Service",
+    "DaemonSet",
     "Deployment",
     "MutatingWebhookConfiguration",
     "ValidatingWebhookConfiguration",

@@ -82,7 +82,7 @@ fn merge_map(
 
 /// Maps that have defaults, but are of Kubernetes' making, so that other names are right too.
 fn free(path: &str) -> bool {
-    ["nodeSelector", "deploymentStrategy", "namespaceSelector", "objectSelector", "Resources"]
+    ["nodeSelector", "deploymentStrategy", "updateStrategy", "namespaceSelector", "objectSelector", "Resources"]
         .iter()
         .any(|name| path.split('.').any(|part| part.ends_with(name)))
 }

@@ -1,7 +1,8 @@
 //! Checks that are only about Kubernetes: before and after `weft install`.
 
 use super::{
-    Cluster, Options, api_checks, data_plane, decode, identity, name, namespace, same_version, sanity, text, versions,
+    Cluster, Options, api_checks, cni, data_plane, decode, identity, name, namespace, same_version, sanity, text,
+    versions,
 };
 use crate::chart::{self, RESOURCES, Release};
 use crate::check::{Runner, Severity};
@@ -161,6 +162,9 @@ pub async fn before_install(runner: &mut Runner, server: &impl ApiServer, option
             })
             .await;
     }
+    if options.linkerd_cni {
+        cni::plugin(runner, server).await;
+    }
 }
 
 /// The definitions of the mesh's resources: `weft check --crds`.
@@ -199,6 +203,9 @@ pub async fn run(runner: &mut Runner, server: &impl ApiServer, cluster: &impl Cl
     if !options.proxy_only {
         objects(runner, server, options).await;
         definitions(runner, server).await;
+    }
+    if cni::enabled(server, control).await {
+        cni::plugin(runner, server).await;
     }
     existence(runner, server, options).await;
     if runner.stopped() {

@@ -1,5 +1,6 @@
 //! What `weft check` checks, in order. What is only about Kubernetes is in [`kubernetes`].
 
+mod cni;
 pub mod kubernetes;
 mod sanity;
 

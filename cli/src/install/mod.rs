@@ -1,13 +1,15 @@
 //! `weft install` and `weft upgrade`: what to apply, as YAML on stdout. Nothing in the cluster is changed by them.
 
+mod cni;
 mod difference;
 mod removal;
 mod settings;
 
+pub use cni::{cni_rendered, install_cni};
 pub use difference::difference;
 pub use removal::{prune, uninstall};
 
-use crate::args::{Install, InstallSettings, ManifestOutput, Upgrade};
+use crate::args::{Install, InstallSettings, ManifestOutput, Upgrade, ValueSettings};
 use crate::chart::{self, CONTROL_PLANE, RESOURCES, Release};
 use crate::checks::kubernetes::new_enough;
 use crate::cluster::Mesh;
@@ -190,22 +192,9 @@ impl InstallSettings {
             chart::merge(overrides, &CONTROL_PLANE.high_availability()?, &shape, chart::Nulls::Keep)
                 .map_err(|e| fail("--ha", e))?;
         }
-        for file in &self.values {
-            let (name, text) = read_values(file)?;
-            let values: Value =
-                serde_yaml_ng::from_str(&text).map_err(|e| Failure::new(format!("{name}: not YAML: {e}")))?;
-            chart::merge(overrides, &values, &shape, chart::Nulls::Keep).map_err(|e| fail(&name, e))?;
-        }
-        for text in &self.set {
-            chart::set(overrides, text, &shape).map_err(|e| fail("--set", e))?;
-        }
-        for (flag, list) in [("--set-string", &self.set_string), ("--set-file", &self.set_file)] {
-            for text in list {
-                let wrong = || Failure::new(format!("{flag}: {text} has no ="));
-                let (path, value) = text.split_once('=').ok_or_else(wrong)?;
-                let value = if flag == "--set-file" { read_file(Path::new(value))? } else { value.to_owned() };
-                chart::set_text(overrides, path, &value, &shape).map_err(|e| fail(flag, e))?;
-            }
+        self.values.put_over(overrides, &shape)?;
+        if self.linkerd_cni_enabled {
+            chart::set(overrides, "cniEnabled=true", &shape).map_err(|e| fail("flag", e))?;
         }
         if let Some(domain) = &self.identity_trust_domain {
             chart::set_text(overrides, "identityTrustDomain", domain, &shape).map_err(|e| fail("flag", e))?;
@@ -213,6 +202,31 @@ impl InstallSettings {
         if self.identity_external_issuer {
             chart::set_text(overrides, "identity.issuer.scheme", "kubernetes.io/tls", &shape)
                 .map_err(|e| fail("flag", e))?;
+        }
+        Ok(())
+    }
+}
+
+impl ValueSettings {
+    /// Puts the settings over others; `shape` is the chart's defaults.
+    fn put_over(&self, overrides: &mut Value, shape: &Value) -> Result<(), Failure> {
+        let fail = |origin: &str, e: chart::ValuesError| Failure::new(format!("{origin}: {e}"));
+        for file in &self.values {
+            let (name, text) = read_values(file)?;
+            let values: Value =
+                serde_yaml_ng::from_str(&text).map_err(|e| Failure::new(format!("{name}: not YAML: {e}")))?;
+            chart::merge(overrides, &values, shape, chart::Nulls::Keep).map_err(|e| fail(&name, e))?;
+        }
+        for text in &self.set {
+            chart::set(overrides, text, shape).map_err(|e| fail("--set", e))?;
+        }
+        for (flag, list) in [("--set-string", &self.set_string), ("--set-file", &self.set_file)] {
+            for text in list {
+                let wrong = || Failure::new(format!("{flag}: {text} has no ="));
+                let (path, value) = text.split_once('=').ok_or_else(wrong)?;
+                let value = if flag == "--set-file" { read_file(Path::new(value))? } else { value.to_owned() };
+                chart::set_text(overrides, path, &value, shape).map_err(|e| fail(flag, e))?;
+            }
         }
         Ok(())
     }

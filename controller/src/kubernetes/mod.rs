@@ -116,9 +116,13 @@ impl Api {
         let mut config = match &options.kubeconfig {
             Some(path) => {
                 let file = Kubeconfig::read_from(path).with_context(|| format!("cannot read {}", path.display()))?;
-                Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+                let proxied = file.clusters.iter().filter_map(|c| c.cluster.as_ref()).any(|c| c.proxy_url.is_some());
+                let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
                     .await
-                    .with_context(|| format!("cannot use {}", path.display()))?
+                    .with_context(|| format!("cannot use {}", path.display()))?;
+                // A proxy of the environment is one to the world, as container runtimes have it, not to the cluster.
+                config.proxy_url = config.proxy_url.filter(|_| proxied);
+                config
             }
             None if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => {
                 Config::incluster().context("this pod's service account cannot be used")?
@@ -194,6 +198,16 @@ impl Api {
     /// See [`Error`].
     pub async fn patch(&self, path: &str, operations: &Value) -> Result<Value, Error> {
         self.call(with_body(Method::PATCH, path, "application/json-patch+json", operations)).await
+    }
+
+    /// `DELETE`s the object that has this uid.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn delete(&self, path: &str, uid: &str) -> Result<Value, Error> {
+        let options =
+            serde_json::json!({ "apiVersion": "v1", "kind": "DeleteOptions", "preconditions": { "uid": uid } });
+        self.call(with_body(Method::DELETE, path, "application/json", &options)).await
     }
 
     /// Starts a watch; its lines are events.

@@ -582,6 +582,14 @@ fn write(world: &mut World, method: &Method, asked: Asked, body: &[u8]) -> Answe
                 Err(_) => status(StatusCode::UNPROCESSABLE_ENTITY, "Invalid"),
             }
         }
+        (&Method::DELETE, Some(there)) => {
+            let wanted = &object["preconditions"]["uid"];
+            if !wanted.is_null() && *wanted != there["metadata"]["uid"] {
+                return status(StatusCode::CONFLICT, "Conflict");
+            }
+            world.delete(&asked.collection, &id);
+            full(StatusCode::OK, &there)
+        }
         (_, None) => status(StatusCode::NOT_FOUND, "NotFound"),
         _ => status(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed"),
     }

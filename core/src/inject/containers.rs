@@ -1,9 +1,12 @@
 //! The containers and the volume that injection adds.
 
 use super::settings::Settings;
-use super::{InjectConfig, TOKEN_DIRECTORY, TOKEN_VOLUME};
+use super::{InjectConfig, TOKEN_DIRECTORY, TOKEN_VOLUME, VALIDATE};
 use crate::names;
 use serde_json::{Map, Value, json};
+
+/// The user that owns nothing.
+const NOBODY: u32 = 65_534;
 
 /// Environment variables in the order in which they are written.
 struct Env(Vec<Value>);
@@ -52,13 +55,22 @@ pub(super) fn proxy(settings: &Settings, config: &InjectConfig) -> Value {
             "timeoutSeconds": 1,
         }),
     );
+    let mut lifecycle = Map::new();
     // The first container's hook holds up all others, so that an application has a network from its first line on.
     if settings.awaited {
         let port = format!("--port={}", settings.admin_port);
-        put(
-            "lifecycle",
-            json!({ "postStart": { "exec": { "command": ["weft-proxy", "await", "--timeout=2m", port] } } }),
+        lifecycle.insert(
+            "postStart".into(),
+            json!({ "exec": { "command": ["weft-proxy", "await", "--timeout=2m", port] } }),
         );
+    }
+    // The proxy is told to end only after this.
+    if settings.wait_before_exit > 0 {
+        let seconds = settings.wait_before_exit.to_string();
+        lifecycle.insert("preStop".into(), json!({ "exec": { "command": ["weft-proxy", "sleep", seconds] } }));
+    }
+    if !lifecycle.is_empty() {
+        put("lifecycle", lifecycle.into());
     }
     // Asked often: a pod is ready only when its proxy is, and the proxy is ready within a second.
     put(
@@ -180,8 +192,13 @@ pub(super) fn sidecar(settings: &Settings, config: &InjectConfig) -> Value {
     if let Some(container) = container.as_object_mut() {
         container.insert("restartPolicy".into(), "Always".into());
         // In place of a hook: the kubelet itself waits for this.
-        container.shift_remove("lifecycle");
         if settings.awaited {
+            if let Some(lifecycle) = container.get_mut("lifecycle").and_then(Value::as_object_mut) {
+                lifecycle.shift_remove("postStart");
+            }
+            if container.get("lifecycle").and_then(Value::as_object).is_some_and(Map::is_empty) {
+                container.shift_remove("lifecycle");
+            }
             let probe = json!({
                 "httpGet": { "path": "/ready", "port": settings.admin_port },
                 "periodSeconds": 1,
@@ -194,8 +211,8 @@ pub(super) fn sidecar(settings: &Settings, config: &InjectConfig) -> Value {
     container
 }
 
-/// The container that redirects the pod's traffic and ends.
-pub(super) fn init(settings: &Settings) -> Value {
+/// How to redirect the pod's traffic, as arguments of `weft-init`. A CNI plugin reads the same from the validator.
+fn redirection(settings: &Settings) -> Vec<String> {
     let mut args = vec![
         "--incoming-proxy-port".to_owned(),
         settings.inbound_port.to_string(),
@@ -217,14 +234,52 @@ pub(super) fn init(settings: &Settings) -> Value {
     if settings.iptables_mode != "auto" {
         args.extend(["--iptables-mode".into(), settings.iptables_mode.clone()]);
     }
-    // Only a privileged container may change a setting of the kernel.
-    let privileged = settings.close_wait.is_some();
     if let Some(seconds) = settings.close_wait {
         args.extend(["--timeout-close-wait-secs".into(), seconds.to_string()]);
     }
+    args
+}
+
+/// The container that redirects the pod's traffic and ends.
+pub(super) fn init(settings: &Settings) -> Value {
+    // Only a privileged container may change a setting of the kernel.
+    let privileged = settings.close_wait.is_some();
+    let security = json!({
+        "allowPrivilegeEscalation": privileged,
+        "capabilities": { "add": ["NET_ADMIN", "NET_RAW"] },
+        "privileged": privileged,
+        "readOnlyRootFilesystem": true,
+        "runAsGroup": 0,
+        "runAsNonRoot": false,
+        "runAsUser": 0,
+        "seccompProfile": { "type": "RuntimeDefault" },
+    });
+    weft_init(settings, names::INIT_CONTAINER, redirection(settings), security)
+}
+
+/// The container that takes its place where a CNI plugin has redirected the traffic: it finds out whether that is so. Its
+/// arguments tell the plugin what to do, so that a pod says everything about itself.
+pub(super) fn validator(settings: &Settings) -> Value {
+    let mut args = vec![VALIDATE.to_owned()];
+    args.extend(redirection(settings));
+    // What the proxy's own user and group send is not redirected, so it must be somebody else.
+    let other = |proxy: Option<u32>| if proxy == Some(NOBODY) { NOBODY - 1 } else { NOBODY };
+    let security = json!({
+        "allowPrivilegeEscalation": false,
+        "capabilities": { "drop": ["ALL"] },
+        "readOnlyRootFilesystem": true,
+        "runAsGroup": other(settings.gid),
+        "runAsNonRoot": true,
+        "runAsUser": other(Some(settings.uid)),
+        "seccompProfile": { "type": "RuntimeDefault" },
+    });
+    weft_init(settings, names::VALIDATOR_CONTAINER, args, security)
+}
+
+fn weft_init(settings: &Settings, name: &str, args: Vec<String>, security: Value) -> Value {
     let mut container = Map::new();
     let mut put = |key: &str, value: Value| container.insert(key.to_owned(), value);
-    put("name", names::INIT_CONTAINER.into());
+    put("name", name.into());
     put("image", image(settings).into());
     put("imagePullPolicy", settings.pull_policy.clone().into());
     put("command", json!(["weft-init"]));
@@ -232,19 +287,7 @@ pub(super) fn init(settings: &Settings) -> Value {
     if !settings.resources.is_empty() {
         put("resources", settings.resources.clone().into());
     }
-    put(
-        "securityContext",
-        json!({
-            "allowPrivilegeEscalation": privileged,
-            "capabilities": { "add": ["NET_ADMIN", "NET_RAW"] },
-            "privileged": privileged,
-            "readOnlyRootFilesystem": true,
-            "runAsGroup": 0,
-            "runAsNonRoot": false,
-            "runAsUser": 0,
-            "seccompProfile": { "type": "RuntimeDefault" },
-        }),
-    );
+    put("securityContext", security);
     put("terminationMessagePolicy", "FallbackToLogsOnError".into());
     container.into()
 }

@@ -30,6 +30,9 @@ pub const TOKEN_VOLUME: &str = "linkerd-identity-token";
 /// Where that volume is mounted.
 pub const TOKEN_DIRECTORY: &str = "/var/run/secrets/tokens";
 
+/// First argument of `weft-init` in the validator's container; how to redirect is said behind it.
+const VALIDATE: &str = "validate";
+
 /// What injection needs to know besides the manifest.
 #[derive(Debug, Clone, PartialEq)]
 pub struct InjectConfig {
@@ -61,6 +64,8 @@ pub struct InjectConfig {
     pub native_sidecars: bool,
     /// Whether the control plane must end the proxies of Jobs that are done, as the cluster does not.
     pub ends_jobs: bool,
+    /// Whether a CNI plugin redirects the traffic of pods: they get a validator in place of the init container.
+    pub cni: bool,
     /// Inject every pod that does not say `disabled`, as on the command line; else only pods that ask for it, or whose
     /// namespace does, as in a cluster.
     pub unless_disabled: bool,
@@ -84,6 +89,7 @@ impl InjectConfig {
             defaults: BTreeMap::new(),
             native_sidecars: false,
             ends_jobs: false,
+            cni: false,
             unless_disabled: false,
         }
     }
@@ -294,8 +300,15 @@ fn refusal(template: &Value) -> Option<Reason> {
     if template.pointer("/spec/hostNetwork").and_then(Value::as_bool) == Some(true) {
         return Some(Reason::HostNetwork);
     }
-    const NAMES: &[&str] =
-        &[names::PROXY_CONTAINER, names::INIT_CONTAINER, "istio-proxy", "istio-init", "contour", "envoy"];
+    const NAMES: &[&str] = &[
+        names::PROXY_CONTAINER,
+        names::INIT_CONTAINER,
+        names::VALIDATOR_CONTAINER,
+        "istio-proxy",
+        "istio-init",
+        "contour",
+        "envoy",
+    ];
     const IMAGES: &[&str] = &[
         "cr.l5d.io/linkerd/proxy",
         "ghcr.io/linkerd/proxy",
@@ -384,16 +397,19 @@ fn add(
     annotations.insert(ANNOTATION_PROXY_VERSION.into(), settings.version.clone().into());
     annotations.insert(ANNOTATION_TRUST_ROOT.into(), trust_root_sha256(&config.trust_anchors_pem).into());
     let spec = template.get_mut("spec")?.as_object_mut()?;
+    let init = if config.cni { containers::validator(settings) } else { containers::init(settings) };
     if settings.native {
         // Both are first: other init containers have a proxy already.
         let list = child_list(spec, "initContainers")?;
-        list.insert(0, containers::init(settings));
+        list.insert(0, init);
         list.insert(1, containers::sidecar(settings, config));
         child_list(spec, "containers")?;
     } else {
-        // The proxy is first so that it starts first; the init container is last so that the others have a network.
+        // The proxy is first so that it starts first; the init container is last so that the others have a network. A
+        // validator changes nothing, so it is first: what is wrong is said before anything else runs.
         child_list(spec, "containers")?.insert(0, containers::proxy(settings, config));
-        child_list(spec, "initContainers")?.push(containers::init(settings));
+        let list = child_list(spec, "initContainers")?;
+        list.insert(if config.cni { 0 } else { list.len() }, init);
     }
     child_list(spec, "volumes")?.push(containers::token_volume());
     Some(())
@@ -411,6 +427,7 @@ fn uninject_one(object: &mut Value) -> Report {
             for (list, ours) in [
                 ("containers", names::PROXY_CONTAINER),
                 ("initContainers", names::INIT_CONTAINER),
+                ("initContainers", names::VALIDATOR_CONTAINER),
                 // A native sidecar.
                 ("initContainers", names::PROXY_CONTAINER),
                 ("volumes", TOKEN_VOLUME),

@@ -52,6 +52,8 @@ pub(super) struct Settings {
     pub ended: bool,
     /// Seconds that the kernel keeps half-closed connections, where that is to be changed.
     pub close_wait: Option<u64>,
+    /// Seconds between the request to end and the end of the proxy's work; 0 is none.
+    pub wait_before_exit: u32,
     /// Threads as a part of the node's processors, in place of a number.
     pub cores_ratio: Option<String>,
 }
@@ -72,17 +74,18 @@ impl<'a> Annotations<'a> {
         annotation(self.template, &key).or_else(namespace).map(str::trim)
     }
 
-    /// As [`Annotations::flag`], of an annotation that began with other prefixes and may still have them.
-    fn graduated(&self, name: &str, default: bool) -> Result<bool, Fault> {
+    /// As [`Annotations::parsed`], of an annotation that began with other prefixes and may still have them.
+    fn graduated<T>(&self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>, Fault> {
         let known = |key: &String| annotation(self.template, key).is_some() || self.namespace.contains_key(key);
         for stage in ["alpha", "beta"] {
             let key = format!("config.{stage}.linkerd.io/{name}");
             if known(&key) && !known(&format!("{CONFIG_PREFIX}{name}")) {
                 let value = annotation(self.template, &key).or(self.namespace.get(&key).map(String::as_str));
-                return boolean(value.unwrap_or_default().trim()).map_err(|message| (key, message));
+                let value = value.unwrap_or_default().trim();
+                return parse(value).map(Some).map_err(|message| (key, format!("{value:?} {message}")));
             }
         }
-        self.flag(name, default)
+        self.parsed(name, parse)
     }
 
     /// The annotation, parsed; `None` when it is absent.
@@ -141,7 +144,7 @@ impl Settings {
         a.parsed("proxy-require-identity-inbound-ports", port_ranges)?;
         let component = template.pointer("/metadata/labels").and_then(|l| l.get(names::LABEL_COMPONENT));
         let component = component.and_then(Value::as_str);
-        let native = a.graduated("proxy-enable-native-sidecar", true)? && config.native_sidecars;
+        let native = a.graduated("proxy-enable-native-sidecar", boolean)?.unwrap_or(true) && config.native_sidecars;
         let finite = template.pointer("/spec/restartPolicy").and_then(Value::as_str).is_some_and(|p| p != "Always");
         Ok(Settings {
             image: a.text("proxy-image", &config.proxy_image),
@@ -197,6 +200,7 @@ impl Settings {
             native,
             ended: finite && config.ends_jobs && !native,
             close_wait: a.parsed("close-wait-timeout", whole_seconds)?,
+            wait_before_exit: a.graduated("proxy-wait-before-exit-seconds", seconds)?.unwrap_or(0),
             cores: cpu.map_or(1, |cpu| cpu.ceil().clamp(1.0, 1024.0) as u32),
             cores_ratio: a.parsed("proxy-cpu-ratio-limit", ratio)?,
             resources,
@@ -258,6 +262,14 @@ fn whole_seconds(text: &str) -> Result<u64, String> {
     let millis = go_duration(text)?;
     let millis: u64 = millis.trim_end_matches("ms").parse().unwrap_or_default();
     if millis < 1000 { Err("is less than a second".into()) } else { Ok(millis / 1000) }
+}
+
+/// A number of seconds, at most a day: pods are given less to end.
+fn seconds(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(seconds) if seconds <= 86_400 => Ok(seconds),
+        _ => Err("is not a whole number of seconds, such as 20".into()),
+    }
 }
 
 /// A part of the node's processors.

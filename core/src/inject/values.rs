@@ -23,6 +23,7 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("/proxy/nativeSidecar", "proxy-enable-native-sidecar"),
     ("/proxy/enableShutdownEndpoint", "proxy-admin-shutdown"),
     ("/proxy/shutdownGracePeriod", "shutdown-grace-period"),
+    ("/proxy/waitBeforeExitSeconds", "proxy-wait-before-exit-seconds"),
     ("/proxy/inboundConnectTimeout", "proxy-inbound-connect-timeout"),
     ("/proxy/outboundConnectTimeout", "proxy-outbound-connect-timeout"),
     ("/proxy/inboundDiscoveryCacheUnusedTimeout", "proxy-inbound-discovery-cache-unused-timeout"),
@@ -73,6 +74,11 @@ impl InjectConfig {
             let found = values.pointer(pointer).map(|value| scalar(value).ok_or_else(|| wrong(pointer)));
             Ok(found.transpose()?.filter(|text| !text.is_empty()))
         };
+        let cni = match values.pointer("/cniEnabled") {
+            None | Some(Value::Null) => false,
+            Some(Value::Bool(cni)) => *cni,
+            Some(_) => return Err(Error { field: "cniEnabled".into(), message: "is neither true nor false".into() }),
+        };
         let base = InjectConfig::local(trust_anchors_pem, version);
         let pull_policy = text("/proxy/image/pullPolicy")?.or(text("/imagePullPolicy")?);
         let mut config = InjectConfig {
@@ -86,6 +92,7 @@ impl InjectConfig {
             created_by: format!("weft/injector {version}"),
             defaults: BTreeMap::new(),
             ends_jobs: true,
+            cni,
             ..base
         };
         for (pointer, annotation) in DEFAULTS {
@@ -159,11 +166,13 @@ mod tests {
               additionalEnv: [{name: A, value: b}]
             proxyInit: {ignoreInboundPorts: "", ignoreOutboundPorts: [1, "2-3"], iptablesMode: legacy}
             imagePullPolicy: Always
+            cniEnabled: true
         "#;
         let config = InjectConfig::from_values(values, "mesh", "anchors", "1").unwrap();
         assert_eq!((config.control_namespace.as_str(), config.cluster_domain.as_str()), ("mesh", "example.org"));
         assert_eq!((config.proxy_image.as_str(), config.proxy_version.as_str()), ("registry/proxy", "v2"));
         assert_eq!(config.image_pull_policy, "Always");
+        assert!(config.cni && !InjectConfig::from_values("{}", "mesh", "anchors", "1").unwrap().cni);
         let expected = [
             ("inbound-port", "5143"),
             ("iptables-mode", "legacy"),
@@ -185,6 +194,7 @@ mod tests {
         assert_eq!(field("proxy: {logLevel: {a: b}}"), "proxy.logLevel");
         assert_eq!(field("proxy: {uid: [[1]]}"), "proxy.uid");
         assert_eq!(field("clusterDomain: {}"), "clusterDomain");
+        assert_eq!(field("cniEnabled: perhaps"), "cniEnabled");
         assert_eq!(field("- 1"), "values");
         assert_eq!(field("a: b: c"), "values");
         assert_eq!(field("proxy: {uid: -5}"), "proxy.uid");

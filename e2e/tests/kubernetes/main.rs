@@ -1,6 +1,7 @@
 //! The walk that users of a mesh know: from an empty Kubernetes cluster to a meshed application and back, with the
 //! commands as people type them.
 
+mod cni;
 mod faults;
 mod generated;
 
@@ -22,10 +23,12 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     let walk = || Kubernetes::up().and_then(|cluster| walk(&cluster)).map_err(|error| format!("{error:#}").into());
     let helm = || helm_gives_the_same_objects().map_err(|error| format!("{error:#}").into());
+    let cni = || Kubernetes::up().and_then(|cluster| cni::walk(&cluster)).map_err(|error| format!("{error:#}").into());
     let generated = || generated::run().map_err(|error| format!("{error:#}").into());
     let trials = vec![
         Trial::test("helm_gives_the_same_objects", helm),
         Trial::test("from_an_empty_cluster_and_back", walk),
+        Trial::test("without_net_admin", cni),
         Trial::test("every_change_of_a_generated_cluster_arrives", generated),
     ];
     libtest_mimic::run(&arguments, trials).exit_code()
@@ -77,6 +80,7 @@ fn helm_gives_the_same_objects() -> anyhow::Result<()> {
     let set = "--set=controllerReplicas=2,proxy.image.version=7,clusterNetworks=10.0.0.0/8\\,fd00::/8,tolerations=null"
         .to_owned();
     let own = vec![format!("--values={}", file("values.yaml")), set];
+    let redirected = vec!["--set=cniEnabled=true,proxy.uid=65534,proxy.waitBeforeExitSeconds=5".to_owned()];
     let external = vec![
         "--set=identity.issuer.scheme=kubernetes.io/tls".to_owned(),
         "--set-string=controllerImageVersion=1.10".to_owned(),
@@ -86,6 +90,7 @@ fn helm_gives_the_same_objects() -> anyhow::Result<()> {
         (vec![], vec![]),
         (vec!["--ha".to_owned()], vec![format!("--values={available}")]),
         (own.clone(), own),
+        (redirected.clone(), redirected),
         (external.clone(), external),
     ];
     for (ours, theirs) in cases {
@@ -94,13 +99,23 @@ fn helm_gives_the_same_objects() -> anyhow::Result<()> {
             template("weft", &[&certificates[..], &["--set=installNamespace=true".to_owned()], &theirs].concat())?;
         same(ours, theirs)?;
     }
-    same(install(&["--crds".to_owned()])?, template("weft-crds", &[])?)
+    same(install(&["--crds".to_owned()])?, template("weft-crds", &[])?)?;
+    let set =
+        "--set=destCNINetDir=/var/net.d,privileged=true,repairController.enabled=false,tolerations=null".to_owned();
+    for arguments in [vec![], vec![set]] {
+        let mut command = Command::new(binaries().join("weft"));
+        command.args(["install-cni", "--cni-namespace=weft", "-o", "json"]).args(&arguments);
+        let ours = run(&mut command)?.success()?;
+        let ours = serde_json::Deserializer::from_str(&ours).into_iter().collect::<Result<Vec<Value>, _>>()?;
+        same(ours, template("weft-cni", &[&["--set=installNamespace=true".to_owned()], &arguments[..]].concat())?)?;
+    }
+    Ok(())
 }
 
 fn same(mut ours: Vec<Value>, theirs: Vec<Value>) -> anyhow::Result<()> {
     // What `weft upgrade` remembers; Helm remembers in its own way.
     ours.retain(|object| object["metadata"]["name"] != "weft-config-overrides");
-    ensure!(ours.len() > 9, "only {} objects", ours.len());
+    ensure!(ours.len() > 4, "only {} objects", ours.len());
     let id = |object: &Value| format!("{} {}", object["kind"], object["metadata"]["name"]);
     let sorted = |list: Vec<Value>| list.into_iter().map(|object| (id(&object), object)).collect::<BTreeMap<_, _>>();
     let (mut ours, mut theirs) = (sorted(ours), sorted(theirs));

@@ -165,6 +165,39 @@ fn before_an_installation() {
     }
 }
 
+/// As [`installed`], with a plugin that redirects.
+fn installed_with_cni() -> (Objects, Fake) {
+    let (mut server, cluster) = installed();
+    server.objects.extend(cni::tests::installed());
+    let config = server.objects.iter_mut().find(|o| text(o, "/kind") == "ConfigMap" && name(o) == CONFIG).unwrap();
+    config["data"]["values"] = "cniEnabled: true\n".into();
+    (server, cluster)
+}
+
+#[test]
+fn the_cni_plugin_is_checked_where_it_redirects() {
+    let (server, cluster) = installed_with_cni();
+    let (ok, runner) = check(&server, &cluster, false, CheckOutput::Table);
+    assert!(ok && runner.text().contains("√ cni plugin pod is running on all nodes"), "{}", runner.text());
+    let (without, cluster) = installed();
+    assert!(!check(&without, &cluster, false, CheckOutput::Table).1.text().contains("cni plugin"));
+    for kind in ["ClusterRole", "ClusterRoleBinding", "ServiceAccount", "DaemonSet"] {
+        let mut server = server.clone();
+        server.objects.retain(|o| text(o, "/kind") != kind || name(o) != "weft-cni");
+        let (ok, runner) = check(&server, &cluster, false, CheckOutput::Short);
+        assert!(!ok && runner.text().contains(&format!("there is no {kind} weft-cni")), "{}", runner.text());
+    }
+    let mut waiting = server;
+    for object in waiting.objects.iter_mut().filter(|o| text(o, "/kind") == "DaemonSet") {
+        object["status"]["numberReady"] = 1.into();
+    }
+    let mut pod = pod("weft-cni", "weft-cni", false);
+    (pod["apiVersion"], pod["kind"]) = ("v1".into(), "Pod".into());
+    waiting.objects.push(pod);
+    let (ok, runner) = check(&waiting, &cluster, false, CheckOutput::Short);
+    assert!(!ok && runner.text().contains("ready on 1 of 2 nodes: weft-cni-"), "{}", runner.text());
+}
+
 #[test]
 fn each_fault_is_named() {
     type Change = fn(&mut Objects);
@@ -281,7 +314,7 @@ fn every_check_has_a_section() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/checks.md");
     let page = std::fs::read_to_string(page).unwrap();
     let sections: BTreeSet<String> = page.lines().filter_map(|line| line.strip_prefix("### ")).map(anchor).collect();
-    let (server, cluster) = installed();
+    let (server, cluster) = installed_with_cni();
     let mut ran = BTreeSet::new();
     for proxy_only in [false, true] {
         ran.extend(check(&server, &cluster, proxy_only, CheckOutput::Table).1.descriptions().map(anchor));
