@@ -41,7 +41,7 @@ demo: ## Build, mesh the demo application on this machine, show it, and stay unt
 	@$(MAKE) --no-print-directory build
 	@scripts/demo.sh $(RELEASE)
 
-test: ## Every test there is (the end-to-end tests need root)
+test: ## Every test there is (needs root)
 	@scripts/setup.sh all
 	@scripts/test.sh
 

@@ -49,15 +49,15 @@ pub enum Command {
     Up(weft_local::args::Up),
     /// Stop the one-machine cluster; leaves nothing behind, also after a crash
     Down(weft_local::args::Down),
-    /// Create or change objects
+    /// Create or change objects of the one-machine cluster
     Apply(weft_local::args::Apply),
-    /// Delete objects
+    /// Delete objects of the one-machine cluster
     Delete(weft_local::args::Delete),
-    /// List pods
+    /// List pods of the one-machine cluster
     Ps(weft_local::args::Ps),
-    /// Print what a container prints
+    /// Print what a container of the one-machine cluster prints
     Logs(weft_local::args::Logs),
-    /// Run a command in a pod
+    /// Run a command in a pod of the one-machine cluster
     Exec(weft_local::args::Exec),
     /// Print what installs the control plane on Kubernetes
     Install(Box<Install>),
@@ -98,6 +98,14 @@ pub enum Command {
     /// The same commands under the names of Linkerd's extension
     #[command(subcommand)]
     Viz(VizCommand),
+}
+
+impl Command {
+    /// Whether it is about the cluster of this machine, whatever others there are.
+    pub fn is_of_this_machine(&self) -> bool {
+        use Command::{Apply, Delete, Down, Exec, Logs, Ps, Up};
+        matches!(self, Up(_) | Down(_) | Apply(_) | Delete(_) | Ps(_) | Logs(_) | Exec(_))
+    }
 }
 
 /// See [`Command::Viz`].
@@ -468,7 +476,7 @@ proxy_settings! {
     #[arg(long, value_name = "PORT")] inbound_port, "inbound-port";
     /// Port of the outbound proxy
     #[arg(long, value_name = "PORT")] outbound_port, "outbound-port";
-    /// Port of tap
+    /// Port that is left out of the redirection; there is no tap yet
     #[arg(long, value_name = "PORT")] control_port, "control-port";
     /// Port of metrics and health
     #[arg(long, value_name = "PORT")] admin_port, "admin-port";

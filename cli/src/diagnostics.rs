@@ -3,6 +3,8 @@
 use crate::args::{MessageOutput, Policy, Profile};
 use crate::cluster::Mesh;
 use crate::grpc::{self, Destination, Target};
+use crate::install::CONFIG;
+use crate::pods::{name, text};
 use crate::{Failure, messages, print, resource};
 use linkerd2_proxy_api::outbound::{TrafficSpec, traffic_spec};
 use serde_json::{Value, json};
@@ -26,7 +28,7 @@ pub async fn profile(args: Profile, mesh: &Mesh) -> Result<ExitCode, Failure> {
 /// When the resource is neither pod nor service, or the control plane cannot be reached or does not know it.
 pub async fn policy(args: Policy, mesh: &Mesh) -> Result<ExitCode, Failure> {
     let subject = resource::parse_one(&args.resource)?;
-    let Some(name) = subject.name else {
+    let Some(wanted) = subject.name else {
         return Err(Failure::new("resource type and name are required, as in po/web-1 or svc/web"));
     };
     if !["pod", "service"].contains(&subject.kind) {
@@ -36,15 +38,27 @@ pub async fn policy(args: Policy, mesh: &Mesh) -> Result<ExitCode, Failure> {
     let target = Target { mesh: mesh.clone(), pod: args.destination_pod };
     let api = grpc::Policy::connect(&target).await?;
     let message = if subject.kind == "pod" {
-        let workload = json!({ "ns": args.namespace, "pod": name }).to_string();
+        let workload = json!({ "ns": args.namespace, "pod": wanted }).to_string();
         messages::server(&api.inbound(workload, args.port).await?)
     } else {
-        let authority = format!("{name}.{}.svc.{}:{}", args.namespace, names::CLUSTER_DOMAIN, args.port);
+        let authority = format!("{wanted}.{}.svc.{}:{}", args.namespace, cluster_domain(mesh).await, args.port);
         let target = Some(traffic_spec::Target::Authority(authority));
         messages::policy(&api.outbound(TrafficSpec { source_workload: args.token, target }).await?)
     };
     print(&render(&message, args.output)?);
     Ok(ExitCode::SUCCESS)
+}
+
+/// The domain of the cluster's DNS: as the installation says it, else as it is by default.
+async fn cluster_domain(mesh: &Mesh) -> String {
+    let maps = async { mesh.cluster().await.ok()?.objects("configmaps", Some(&mesh.control)).await.ok() };
+    let maps = maps.await.unwrap_or_default();
+    let values = maps.iter().find(|map| name(map) == CONFIG).map(|map| text(map, "/data/values"));
+    let values: Value = values.and_then(|values| serde_yaml_ng::from_str(values).ok()).unwrap_or_default();
+    match text(&values, "/clusterDomain") {
+        "" => names::CLUSTER_DOMAIN.to_owned(),
+        domain => domain.to_owned(),
+    }
 }
 
 /// A message as text.

@@ -97,6 +97,10 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         as_user: cli.as_user,
         as_groups: cli.as_groups,
     };
+    if access.is_explicit() && cli.command.is_of_this_machine() {
+        let message = "this command is about the cluster of this machine; on Kubernetes kubectl does it";
+        return Err(Failure::new(message));
+    }
     let mesh = &cluster::Mesh { control: cli.linkerd_namespace, access };
     match cli.command {
         Command::Install(args) => install::install(*args, mesh).await,

@@ -92,6 +92,22 @@ fn usage_errors_are_exit_code_1() {
     }
 }
 
+/// What is meant for a cluster of Kubernetes changes nothing on this machine.
+#[test]
+fn commands_of_this_machine_say_so() {
+    let weft = Weft::new();
+    for line in
+        ["ps --context prod", "down --kubeconfig none", "apply -f none.yml --as admin", "exec web --as-group g -- id"]
+    {
+        let (code, out, err) = weft.run(line);
+        assert_eq!((code, out.as_str()), (1, ""), "{line}");
+        assert_eq!(
+            err, "Error: this command is about the cluster of this machine; on Kubernetes kubectl does it\n",
+            "{line}"
+        );
+    }
+}
+
 #[test]
 fn without_a_cluster_the_message_says_what_to_do() {
     let weft = Weft::new();

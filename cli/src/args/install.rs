@@ -26,7 +26,7 @@ pub struct ValueSettings {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Settings")]
 pub struct InstallSettings {
-    /// High availability: three pods of each component on different nodes, and no pod past the injector
+    /// High availability: three pods of identity, destination and injector on different nodes, and no pod past the injector
     #[arg(long)]
     pub ha: bool,
     /// Settings by name.
@@ -125,7 +125,7 @@ pub struct InstallCni {
     /// Filter of the plugin's log lines, such as debug
     #[arg(long, value_name = "FILTER")]
     pub cni_log_level: Option<String>,
-    /// Class of the plugin's pods
+    /// Priority class of the plugin's pods
     #[arg(long, value_name = "CLASS")]
     pub priority_class_name: Option<String>,
 }

@@ -5,7 +5,7 @@ use anyhow::{Context, ensure};
 use serde_json::Value;
 use weft_e2e::{Kubernetes, kubernetes_dir, manifest, wait_for};
 
-use crate::json;
+use crate::secured;
 
 const DEPLOYMENTS: [&str; 4] = ["emoji", "voting", "web", "vote-bot"];
 
@@ -32,14 +32,14 @@ pub fn walk(cluster: &Kubernetes) -> anyhow::Result<()> {
     DEPLOYMENTS.iter().try_for_each(|deployment| cluster.rolled_out("emojivoto", deployment))?;
     cluster.weft(&["check", "--proxy", "-n", "emojivoto", "--wait", "2m"])?.success()?;
     restricted(cluster)?;
-    secured(cluster)?;
+    secured(cluster, "emojivoto")?;
     // On the command line the cluster is followed, too.
     let demo = std::fs::read_to_string(manifest("demo/emojivoto.yml"))?;
     let by_hand = cluster.weft_piped(&["inject", "--manual", "-"], &demo)?;
     ensure!(by_hand.contains("linkerd-network-validator") && !by_hand.contains("NET_ADMIN"), "{by_hand}");
     println!("repair");
     repair(cluster)?;
-    secured(cluster)?;
+    secured(cluster, "emojivoto")?;
     println!("removal");
     remove(cluster, before)
 }
@@ -83,18 +83,6 @@ fn restricted(cluster: &Kubernetes) -> anyhow::Result<()> {
         ensure!(validator["restartCount"] == 0, "{name}: {validator:#}");
     }
     Ok(())
-}
-
-fn secured(cluster: &Kubernetes) -> anyhow::Result<()> {
-    wait_for("all edges are secured", || {
-        let edges = json(cluster, &["edges", "deploy", "-n", "emojivoto", "-o", "json"])?;
-        let edges = edges.as_array().context("no list")?;
-        let has = |src: &str, dst: &str| edges.iter().any(|edge| edge["src"] == src && edge["dst"] == dst);
-        ensure!(has("vote-bot", "web") && has("web", "emoji") && has("web", "voting"), "{edges:?}");
-        let open = edges.iter().find(|edge| !edge["no_tls_reason"].as_str().unwrap_or_default().is_empty());
-        ensure!(open.is_none(), "{open:?}");
-        Ok(())
-    })
 }
 
 /// A pod that was made while the plugin was away does not start, and is made anew when that is back.

@@ -227,6 +227,19 @@ fn json(cluster: &Kubernetes, arguments: &[&str]) -> anyhow::Result<Value> {
     serde_json::from_str(&text).with_context(|| format!("weft {arguments:?} did not print JSON:\n{text}"))
 }
 
+/// Waits until the edges of an emojivoto are there, all of them secured.
+fn secured(cluster: &Kubernetes, namespace: &str) -> anyhow::Result<()> {
+    wait_for("all edges are secured", || {
+        let edges = json(cluster, &["edges", "deploy", "-n", namespace, "-o", "json"])?;
+        let edges = edges.as_array().context("no list")?;
+        let has = |src: &str, dst: &str| edges.iter().any(|edge| edge["src"] == src && edge["dst"] == dst);
+        ensure!(has("vote-bot", "web") && has("web", "emoji") && has("web", "voting"), "{edges:?}");
+        let open = edges.iter().find(|edge| !edge["no_tls_reason"].as_str().unwrap_or_default().is_empty());
+        ensure!(open.is_none(), "{open:?}");
+        Ok(())
+    })
+}
+
 /// Everything that looks into the mesh, through the API server.
 fn commands(cluster: &Kubernetes) -> anyhow::Result<()> {
     for namespace in ["emojivoto", "piped"] {
@@ -240,15 +253,7 @@ fn commands(cluster: &Kubernetes) -> anyhow::Result<()> {
             }
             Ok(())
         })?;
-        wait_for("all edges are secured", || {
-            let edges = json(cluster, &["edges", "deploy", "-n", namespace, "-o", "json"])?;
-            let edges = edges.as_array().context("no list")?;
-            let has = |src: &str, dst: &str| edges.iter().any(|edge| edge["src"] == src && edge["dst"] == dst);
-            ensure!(has("vote-bot", "web") && has("web", "emoji") && has("web", "voting"), "{edges:?}");
-            let open = edges.iter().find(|edge| !edge["no_tls_reason"].as_str().unwrap_or_default().is_empty());
-            ensure!(open.is_none(), "{open:?}");
-            Ok(())
-        })?;
+        secured(cluster, namespace)?;
     }
     let authority = "web-svc.emojivoto.svc.cluster.local:80";
     let endpoints = json(cluster, &["endpoints", authority, "-o", "json"])?;
