@@ -1,6 +1,7 @@
 //! Options: flags, each with an environment variable behind it, and defaults that are right for namespace `weft`.
 
 use crate::kubernetes;
+use crate::policy::server::DefaultPolicy;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -195,6 +196,19 @@ pub struct DestinationOptions {
     /// Networks that count as the cluster for `cluster-…` inbound policies; comma separated
     #[arg(long, env = "WEFT_CLUSTER_NETWORKS", value_delimiter = ',', default_value = names::CLUSTER_NETWORKS)]
     pub cluster_networks: Vec<IpNet>,
+    /// Who may connect to pods that say nothing about it, and whose namespaces say nothing [default: all-unauthenticated]
+    #[arg(long, env = "WEFT_DEFAULT_INBOUND_POLICY", value_name = "POLICY", value_parser = inbound_policy)]
+    pub default_inbound_policy: Option<String>,
+    /// Opaque ports of pods and services that say nothing about it; comma separated [default: those of well-known servers]
+    #[arg(long, env = "WEFT_OPAQUE_PORTS", value_name = "PORTS")]
+    pub opaque_ports: Option<String>,
+}
+
+fn inbound_policy(text: &str) -> Result<String, String> {
+    match DefaultPolicy::parse(text) {
+        Some(policy) => Ok(policy.name().to_owned()),
+        None => Err("there is no such policy".to_owned()),
+    }
 }
 
 /// Options of `metrics`.

@@ -8,6 +8,7 @@ use crate::destination::endpoint::Mesh;
 use crate::drain::{self, Drain};
 use crate::identity::review::Reviewer;
 use crate::index::Index;
+use crate::index::pod::Settings;
 use crate::injector::{self, Native, Webhooks};
 use crate::kubernetes::{Api, lease};
 use crate::source::{self, Source, directory};
@@ -142,9 +143,10 @@ async fn serve_admin(
 async fn start_index(
     options: &SourceOptions,
     kinds: &'static [Kind],
+    defaults: Settings,
     telemetry: &Telemetry,
 ) -> anyhow::Result<(Index, admin::Readiness)> {
-    let index = Index::new(telemetry);
+    let index = Index::new(telemetry, defaults);
     let resync = options.resync_interval;
     let (source, unready) = match options.cluster.kind(options.state_dir.is_some()) {
         ClusterKind::Directory => {
@@ -171,7 +173,12 @@ async fn destination_servers(
 ) -> anyhow::Result<Servers> {
     let grpc = bind("destination", options.grpc_addr).await?;
     let policy = bind("policy", options.policy_addr).await?;
-    let (index, ready) = start_index(&options.source, DISCOVERY_KINDS, telemetry).await?;
+    let defaults = Settings {
+        opaque_ports: options.opaque_ports,
+        inbound_policy: options.default_inbound_policy,
+        ..Settings::default()
+    };
+    let (index, ready) = start_index(&options.source, DISCOVERY_KINDS, defaults, telemetry).await?;
     let mesh = Arc::new(Mesh {
         controller_namespace: options.mesh.controller_namespace,
         trust_domain: options.mesh.trust_domain,
@@ -218,7 +225,7 @@ async fn identity_servers(options: IdentityOptions, drain: &Drain, telemetry: &T
 
 async fn metrics_servers(options: MetricsOptions, drain: &Drain, telemetry: &Telemetry) -> anyhow::Result<Servers> {
     let api = bind("metrics", options.api_addr).await?;
-    let (index, ready) = start_index(&options.source, METRICS_KINDS, telemetry).await?;
+    let (index, ready) = start_index(&options.source, METRICS_KINDS, Settings::default(), telemetry).await?;
     let mut servers = JoinSet::new();
     serve_admin(&mut servers, options.admin_addr, drain, telemetry, ready).await?;
     let metrics = metrics::Metrics::new(index, &options, telemetry);

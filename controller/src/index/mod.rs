@@ -14,7 +14,7 @@ pub mod traffic;
 
 use crate::source::Event;
 use crate::telemetry::Telemetry;
-use pod::{Id, Pod};
+use pod::{Id, Pod, Settings};
 use policy::PodPolicy;
 use service::{Service, ServiceView};
 use state::{Dirty, State};
@@ -62,9 +62,10 @@ impl Default for Index {
 }
 
 impl Index {
-    /// An empty index that shows its sizes.
-    pub fn new(telemetry: &Telemetry) -> Index {
+    /// An empty index that shows its sizes. `defaults` hold where neither an object nor its namespace says otherwise.
+    pub fn new(telemetry: &Telemetry, defaults: Settings) -> Index {
         let index = Index::default();
+        index.lock().defaults = defaults;
         let shown = index.clone();
         telemetry.collect(move |telemetry| shown.show(telemetry));
         index

@@ -18,6 +18,8 @@ const ZONE: &str = "topology.kubernetes.io/zone";
 /// Everything that is known, and who wants to know of it.
 #[derive(Debug, Default)]
 pub(super) struct State {
+    /// What holds where neither an object nor its namespace says otherwise.
+    pub defaults: Settings,
     pub namespaces: BTreeMap<String, (BTreeMap<String, String>, Settings)>,
     pub pods: HashMap<Id, Arc<Pod>>,
     pub services: HashMap<Id, Arc<Service>>,
@@ -54,8 +56,9 @@ pub(super) struct Dirty {
 }
 
 impl State {
-    fn settings(&self, namespace: &str) -> Option<&Settings> {
-        self.namespaces.get(namespace).map(|(_, settings)| settings)
+    /// The settings of a namespace, completed by those of the installation.
+    fn settings(&self, namespace: &str) -> &Settings {
+        self.namespaces.get(namespace).map_or(&self.defaults, |(_, settings)| settings)
     }
 
     pub fn applied(&mut self, object: &Object, dirty: &mut Dirty) {
@@ -67,13 +70,13 @@ impl State {
                 self.set_namespace(&name, Some((labels, settings)), dirty);
             }
             Object::Pod(pod) => {
-                let settings = pod.metadata.namespace.as_deref().and_then(|ns| self.settings(ns));
+                let settings = pod.metadata.namespace.as_deref().map(|ns| self.settings(ns));
                 if let Some(pod) = Pod::read(pod, settings) {
                     self.set_pod(&pod.id.clone(), Some(pod), dirty);
                 }
             }
             Object::Service(service) => {
-                let settings = service.metadata.namespace.as_deref().and_then(|ns| self.settings(ns));
+                let settings = service.metadata.namespace.as_deref().map(|ns| self.settings(ns));
                 if let Some(service) = Service::read(service, settings) {
                     self.set_service(&service.id.clone(), Some(service), dirty);
                 }
@@ -157,12 +160,15 @@ impl State {
         namespace: Option<(BTreeMap<String, String>, Settings)>,
         dirty: &mut Dirty,
     ) {
-        let before = self.settings(name).cloned().unwrap_or_default();
-        let after = namespace.as_ref().map(|(_, settings)| settings.clone()).unwrap_or_default();
+        let before = self.settings(name).clone();
         match namespace {
-            Some(namespace) => self.namespaces.insert(name.to_owned(), namespace),
+            Some((labels, settings)) => {
+                let settings = settings.or(Some(&self.defaults));
+                self.namespaces.insert(name.to_owned(), (labels, settings))
+            }
             None => self.namespaces.remove(name),
         };
+        let after = self.settings(name).clone();
         if before == after {
             return;
         }

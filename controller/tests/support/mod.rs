@@ -60,6 +60,11 @@ impl Controller {
 
     /// Starts `destination` over a directory of objects.
     pub fn destination(state: &Path) -> Controller {
+        Controller::destination_with(state, &[])
+    }
+
+    /// The same, with these settings.
+    pub fn destination_with(state: &Path, settings: &[&str]) -> Controller {
         let any = "127.0.0.1:0";
         let state = state.to_str().unwrap();
         let args = [
@@ -74,7 +79,7 @@ impl Controller {
             "--resync-interval",
             "1",
         ];
-        Controller::start("destination", 3, &args)
+        Controller::start("destination", 3, &[&args, settings].concat())
     }
 
     /// Starts `destination` on a made-up Kubernetes.

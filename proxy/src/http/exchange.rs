@@ -106,7 +106,7 @@ impl State {
     fn fate(&self, kind: Kind) -> Option<Fate> {
         let unreachable = kind.is_unreachable();
         if !self.seen && unreachable && matches!(self.stage, Stage::Waiting) {
-            Some(Fate::Unseen)
+            Some(if kind == Kind::ConnectTimeout { Fate::Unseen } else { Fate::Gone })
         } else if self.seen && self.status == 0 && self.is_safe() && (unreachable || kind == Kind::Io) {
             Some(Fate::Lost)
         } else {

@@ -102,7 +102,9 @@ pub fn upgrade_response(head: &mut Response) {
 /// What became of a request that the application did not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// No application has seen it.
+    /// No application has seen it, and none can be connected to at present.
+    Gone,
+    /// No application has seen it: this one was too slow to accept it.
     Unseen,
     /// It was lost with the application, and does no harm when it is done twice.
     Lost,
@@ -111,6 +113,7 @@ pub enum Fate {
 /// Says to the peer's proxy what became of the request.
 pub fn set_fate(head: &mut Response, fate: Fate) {
     let value: &[u8] = match fate {
+        Fate::Gone => b"gone",
         Fate::Unseen => b"unseen",
         Fate::Lost => b"lost",
     };
@@ -120,6 +123,7 @@ pub fn set_fate(head: &mut Response, fate: Fate) {
 /// What the peer's proxy says about the request.
 pub fn fate(head: &Response) -> Option<Fate> {
     match head.headers.get(FATE)? {
+        b"gone" => Some(Fate::Gone),
         b"unseen" => Some(Fate::Unseen),
         b"lost" => Some(Fate::Lost),
         _ => None,

@@ -3,6 +3,7 @@
 use crate::kubernetes::Resource;
 use serde_json::{Map, Value, json};
 use weft_core::kinds::{Kind, Object};
+use weft_core::mesh;
 
 /// One way to get the objects of a kind.
 #[derive(Debug, Clone, Copy)]
@@ -116,7 +117,13 @@ impl Form {
         }
         (self.convert)(value)
             .into_iter()
-            .map(|value| {
+            .map(|mut value| {
+                // Whoever admits them may have been away: one that makes no sense would spoil what others say.
+                if kind.is_mesh() && value.is_object() {
+                    value["apiVersion"] = self.resource.api_version.into();
+                    value["kind"] = kind.as_str().into();
+                    mesh::validate(&value).map_err(|error| (error.field, error.message))?;
+                }
                 Object::from_value(kind, value)
                     .map_err(|error| (error.path().to_string(), error.into_inner().to_string()))
             })

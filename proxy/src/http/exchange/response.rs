@@ -98,8 +98,9 @@ impl Exchange {
 
     /// The proxy of the endpoint says that its application has not seen the request, or has died over one that may be
     /// repeated: it goes to another endpoint. The latter only once, since it may be the request that kills. When there is
-    /// no other, but discovery may bring one, as when the only pod of a service is replaced, it waits for that, or for the
-    /// application to come back, as long as requests may wait at all.
+    /// no other, nobody listens there any more, and discovery may bring one, as when the only pod of a service is replaced,
+    /// all wait for that, or for the application to come back, as long as requests may wait at all. An application that
+    /// is only slow to accept has its own reasons, and the others need not wait for one request's.
     fn leave_unreachable(self: &Rc<Self>, head: &Response) -> bool {
         if self.direction != Direction::Outbound {
             return false;
@@ -113,13 +114,13 @@ impl Exchange {
             let mut s = self.state.borrow_mut();
             let s = &mut *s;
             let Stage::Sent { conn, id } = &s.stage else { return false };
-            let may = fate == Fate::Unseen || (s.is_safe() && !s.repeated);
+            let may = fate != Fate::Lost || (s.is_safe() && !s.repeated);
             if s.finished || s.status != 0 || !may || !s.is_whole() {
                 return false;
             }
             if !upstream.has_better() {
                 let waits = |p: &Plan| p.to.may_change() && self.started.elapsed() < p.queue.failfast;
-                if !s.plan.as_ref().is_some_and(waits) {
+                if fate != Fate::Gone || !s.plan.as_ref().is_some_and(waits) {
                     return false;
                 }
                 // All its time counts, since it may come back here more than once.
