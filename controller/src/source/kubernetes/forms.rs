@@ -223,6 +223,21 @@ mod tests {
         assert_eq!(read[0].pointer("/metadata/managedFields"), None);
     }
 
+    /// As when the webhook was away when it was made.
+    #[test]
+    fn a_mesh_resource_that_makes_no_sense_is_not_read() {
+        let route = |path: &str| {
+            let matches = json!([{ "path": { "type": "RegularExpression", "value": path } }]);
+            let parents = json!([{ "group": "policy.linkerd.io", "kind": "Server", "name": "s" }]);
+            let spec = json!({ "parentRefs": parents, "rules": [{ "matches": matches }] });
+            of(Kind::HttpRoute)[0]
+                .read(Kind::HttpRoute, json!({ "metadata": { "namespace": "a", "name": "b" }, "spec": spec }))
+        };
+        assert_eq!(route("/a+").unwrap().len(), 1);
+        let (field, message) = route("/(").unwrap_err();
+        assert_eq!(field, "spec.rules[0].matches[0].path.value", "{message}");
+    }
+
     #[test]
     fn endpoints_become_a_slice_for_each_subset() {
         let endpoints = json!({
