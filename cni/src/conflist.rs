@@ -77,6 +77,11 @@ pub fn convert(text: &str) -> Result<String, Problem> {
     Ok(write(&list.into()))
 }
 
+/// Whether the list, but for the entry, is what was made of the configuration of one plugin.
+pub fn made_of(list: &str, single: &str) -> bool {
+    matches!((remove(list), convert(single)), (Ok(Some(list)), Ok(made)) if same(&list, &made))
+}
+
 /// Whether two configurations say the same.
 pub fn same(one: &str, other: &str) -> bool {
     matches!((read(one), read(other)), (Ok(one), Ok(other)) if one == other)
@@ -166,7 +171,11 @@ mod tests {
             "cniVersion": "0.3.1", "name": "pods", "plugins": [{ "type": "bridge", "ipam": { "type": "host-local" } }],
         });
         assert_eq!(list, expected);
-        assert_eq!(types(&add(&list.to_string(), &entry("k")).unwrap().unwrap()), ["bridge", NAME]);
+        let with = add(&list.to_string(), &entry("k")).unwrap().unwrap();
+        assert_eq!(types(&with), ["bridge", NAME]);
+        assert!(made_of(&with, single));
+        assert!(!made_of(&list.to_string(), single), "somebody else may have written that");
+        assert!(!made_of(&with.replace("host-local", "dhcp"), single));
     }
 
     /// With the entry no pod would get a network.

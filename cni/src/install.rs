@@ -105,8 +105,7 @@ impl Place {
             std::fs::metadata(&file).with_context(|| file.display().to_string())?;
         }
         let first = self.first()?.context("there is no CNI configuration yet")?;
-        let missing = conflist::add(&read(&first)?, &self.entry()).with_context(|| first.display().to_string())?;
-        if missing.is_some() || !is_list(&first) {
+        if self.wanted(&first)?.is_some() {
             bail!("{} has no entry of {NAME}", first.display());
         }
         Ok(())
@@ -133,20 +132,39 @@ impl Place {
     /// When there is no configuration yet, or none that can be used.
     pub fn apply(&self) -> anyhow::Result<Option<PathBuf>> {
         let first = self.first()?.context("there is no CNI configuration yet: waiting for the network's")?;
+        let Some((list, text)) = self.wanted(&first)? else { return Ok(None) };
+        write(&list, text.as_bytes(), Mode::As(&first))?;
+        if list != first {
+            std::fs::rename(&first, original(&first)).with_context(|| first.display().to_string())?;
+        }
+        Ok(Some(list))
+    }
+
+    /// The list that should be there in place of this configuration; `None` when it is there.
+    fn wanted(&self, first: &Path) -> anyhow::Result<Option<(PathBuf, String)>> {
         let about = || first.display().to_string();
-        let text = read(&first)?;
-        if is_list(&first) {
-            let Some(with) = conflist::add(&text, &self.entry()).with_context(about)? else { return Ok(None) };
-            write(&first, with.as_bytes(), Mode::As(&first))?;
-            return Ok(Some(first));
+        let text = read(first)?;
+        if is_list(first) {
+            let with = conflist::add(&text, &self.entry()).with_context(about)?;
+            return Ok(with.map(|with| (first.to_owned(), with)));
         }
         // A list that means the same takes the place of the one plugin, whose file is kept for the end.
         let list = conflist::convert(&text).with_context(about)?;
         let with = conflist::add(&list, &self.entry()).with_context(about)?.unwrap_or(list);
         let converted = first.with_extension("conflist");
-        write(&converted, with.as_bytes(), Mode::As(&first))?;
-        std::fs::rename(&first, original(&first)).with_context(about)?;
-        Ok(Some(converted))
+        // What is there already may be replaced when it was made so: then nothing is lost.
+        let made_of = |single: &Path| match (read(&converted), read(single)) {
+            (Ok(list), Ok(single)) => conflist::made_of(&list, &single),
+            _ => false,
+        };
+        if std::fs::symlink_metadata(&converted).is_ok() && !made_of(first) && !made_of(&original(first)) {
+            bail!(
+                "{} hides {}, and cannot be made a list of that name: delete one of them",
+                about(),
+                converted.display()
+            );
+        }
+        Ok(Some((converted, with)))
     }
 
     /// Removes the entry from every configuration, then the kubeconfig and the program. Answers what could not be removed.
