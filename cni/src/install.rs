@@ -18,7 +18,8 @@ use notify::{RecursiveMode, Watcher};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use time::OffsetDateTime;
+use tokio::sync::{mpsc, watch};
 use weft_controller::drain::terminated;
 use weft_controller::kubernetes::{Api, Options as ApiOptions};
 
@@ -73,7 +74,7 @@ pub struct Install {
     /// Token and certificate authority of a service account that may get pods
     #[arg(long, value_name = "PATH", default_value = "/var/run/secrets/kubernetes.io/serviceaccount")]
     pub service_account: PathBuf,
-    /// Delete pods of this node that were not redirected and belong to a controller, which makes them anew
+    /// Delete pods of this node that were made before the plugin was there and belong to a controller, which makes them anew
     #[arg(long, value_name = "NODE")]
     pub repair: Option<String>,
 }
@@ -222,6 +223,20 @@ fn original(path: &Path) -> PathBuf {
     name.into()
 }
 
+/// Since when no pod is made without the plugin, as far as is known: what was there when this process began may have come
+/// after pods of the node, and so may what had to be put back.
+fn since_when(
+    before: Option<OffsetDateTime>,
+    done: &anyhow::Result<bool>,
+    now: OffsetDateTime,
+) -> Option<OffsetDateTime> {
+    match done {
+        Ok(true) => Some(now),
+        Ok(false) => before.or(Some(now)),
+        Err(_) => None,
+    }
+}
+
 impl Install {
     /// Installs, keeps and removes.
     ///
@@ -231,17 +246,20 @@ impl Install {
         let mut ended = tokio::spawn(terminated());
         // Signals count from here on.
         tokio::task::yield_now().await;
+        let (installed, since) = watch::channel(None);
         if let Some(node) = self.repair.clone() {
             let api = Api::new(&ApiOptions { kubeconfig: None, timeout: ANSWER }).await?;
             let place = self.place.clone();
-            let configured = Box::new(move || place.ready().is_ok());
+            let configured = Box::new(move || place.ready().ok().and_then(|()| *since.borrow()));
             tokio::spawn(repair::run(Repair { api, node, pause: REPAIR_PAUSE, configured }));
         }
         let (changed, mut changes) = mpsc::channel::<()>(1);
         let _watcher = self.watch(changed);
         let mut said = String::new();
         loop {
-            let problem = self.install().err().map(|error| format!("{error:#}")).unwrap_or_default();
+            let done = self.install();
+            installed.send_modify(|at| *at = since_when(*at, &done, OffsetDateTime::now_utc()));
+            let problem = done.err().map(|error| format!("{error:#}")).unwrap_or_default();
             if problem != said && !problem.is_empty() {
                 tracing::warn!("{problem}");
             }
@@ -283,16 +301,18 @@ impl Install {
         }
     }
 
-    /// Does what is not done yet. The entry comes last: from then on the runtime calls the plugin.
-    fn install(&self) -> anyhow::Result<()> {
+    /// Does what is not done yet. The entry comes last: from then on the runtime calls the plugin. Answers whether that was
+    /// missing.
+    fn install(&self) -> anyhow::Result<bool> {
         let program = std::env::current_exe().context("where is this program?")?;
         let program = std::fs::read(&program).with_context(|| program.display().to_string())?;
         files::keep(&self.place.bin_dir.join(NAME), &program, 0o755)?;
         files::keep(&self.place.net_dir.join(KUBECONFIG), self.kubeconfig()?.as_bytes(), 0o600)?;
-        if let Some(changed) = self.place.apply()? {
+        let changed = self.place.apply()?;
+        if let Some(changed) = &changed {
             tracing::info!(configuration = %changed.display(), "the plugin is installed");
         }
-        Ok(())
+        Ok(changed.is_some())
     }
 
     fn kubeconfig(&self) -> anyhow::Result<String> {
@@ -311,5 +331,20 @@ impl Install {
             "current-context": NAME,
         });
         Ok(format!("{config:#}\n"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use time::macros::datetime;
+
+    #[test]
+    fn pods_may_lack_the_plugin_until_it_was_put_back_last() {
+        let (before, now) = (datetime!(2026-02-01 12:00:00 UTC), datetime!(2026-02-01 12:00:10 UTC));
+        assert_eq!(since_when(None, &Ok(false), now), Some(now));
+        assert_eq!(since_when(Some(before), &Ok(false), now), Some(before));
+        assert_eq!(since_when(Some(before), &Ok(true), now), Some(now));
+        assert_eq!(since_when(Some(before), &Err(anyhow::anyhow!("no configuration")), now), None);
     }
 }

@@ -181,8 +181,8 @@ fn is_name(text: &str) -> bool {
     text.len() <= 253 && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.'))
 }
 
-/// How a pod is to be redirected; `None` when it is not.
-fn wanted(pod: &Value) -> Result<Option<Flags>, String> {
+/// The arguments of the pod's validator behind `validate`; `None` when this plugin does not redirect the pod.
+pub(crate) fn arguments(pod: &Value) -> Option<Vec<&str>> {
     let container = |lists: &[&str], name: &str| {
         let all = lists.iter().filter_map(|list| pod.get("spec")?.get(*list)?.as_array()).flatten();
         all.into_iter().find(|container| container.get("name").and_then(Value::as_str) == Some(name))
@@ -190,13 +190,17 @@ fn wanted(pod: &Value) -> Result<Option<Flags>, String> {
     let init = &["initContainers"][..];
     let proxy = container(&["containers", "initContainers"], names::PROXY_CONTAINER);
     if proxy.is_none() || container(init, names::INIT_CONTAINER).is_some() {
-        return Ok(None);
+        return None;
     }
-    let validator = container(init, names::VALIDATOR_CONTAINER);
-    let args = validator.and_then(|validator| validator.get("args")?.as_array());
-    let args: Vec<&str> = args.into_iter().flatten().filter_map(Value::as_str).collect();
+    let args = container(init, names::VALIDATOR_CONTAINER)?.get("args")?.as_array()?;
+    let mut args = args.iter().filter_map(Value::as_str);
     // Another mesh has validators of this name, too, and a plugin of its own.
-    let Some((&"validate", args)) = args.split_first() else { return Ok(None) };
+    (args.next() == Some("validate")).then(|| args.collect())
+}
+
+/// How a pod is to be redirected; `None` when it is not.
+fn wanted(pod: &Value) -> Result<Option<Flags>, String> {
+    let Some(args) = arguments(pod) else { return Ok(None) };
     let read = Arguments::try_parse_from(args);
     let said = |error: clap::Error| {
         let text = error.to_string();
