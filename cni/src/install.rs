@@ -13,7 +13,7 @@ use crate::{NAME, conflist};
 use anyhow::{Context, bail};
 use base64::Engine;
 use clap::{Args, Subcommand};
-use files::{Mode, read, write};
+use files::{Mode, Stamp, read, write};
 use notify::{RecursiveMode, Watcher};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -255,9 +255,9 @@ impl Install {
         }
         let (changed, mut changes) = mpsc::channel::<()>(1);
         let _watcher = self.watch(changed);
-        let mut said = String::new();
+        let (mut said, mut copied) = (String::new(), None);
         loop {
-            let done = self.install();
+            let done = self.install(&mut copied);
             installed.send_modify(|at| *at = since_when(*at, &done, OffsetDateTime::now_utc()));
             let problem = done.err().map(|error| format!("{error:#}")).unwrap_or_default();
             if problem != said && !problem.is_empty() {
@@ -303,10 +303,15 @@ impl Install {
 
     /// Does what is not done yet. The entry comes last: from then on the runtime calls the plugin. Answers whether that was
     /// missing.
-    fn install(&self) -> anyhow::Result<bool> {
-        let program = std::env::current_exe().context("where is this program?")?;
-        let program = std::fs::read(&program).with_context(|| program.display().to_string())?;
-        files::keep(&self.place.bin_dir.join(NAME), &program, 0o755)?;
+    fn install(&self, copied: &mut Option<Stamp>) -> anyhow::Result<bool> {
+        let plugin = self.place.bin_dir.join(NAME);
+        // It is large, and never another one while this process runs.
+        if copied.is_none() || *copied != files::stamp(&plugin) {
+            let program = std::env::current_exe().context("where is this program?")?;
+            let program = std::fs::read(&program).with_context(|| program.display().to_string())?;
+            files::keep(&plugin, &program, 0o755)?;
+            *copied = files::stamp(&plugin);
+        }
         files::keep(&self.place.net_dir.join(KUBECONFIG), self.kubeconfig()?.as_bytes(), 0o600)?;
         let changed = self.place.apply()?;
         if let Some(changed) = &changed {
