@@ -1,6 +1,7 @@
 //! CNI configurations as text: the plugin's entry goes in, and out again. Whatever else is there stays.
 
 use crate::NAME;
+use crate::plugin::VERSIONS;
 use serde_json::{Value, json};
 
 /// A configuration that cannot be used: one sentence.
@@ -28,9 +29,10 @@ pub fn entry(kubeconfig: &str) -> Value {
 /// behind it stays there: two installers that both want to be last would never come to an end.
 ///
 /// # Errors
-/// When the text is no list of plugins.
+/// When the text is no list of plugins, or of a version in which the plugin would refuse every call.
 pub fn add(text: &str, entry: &Value) -> Result<Option<String>, Problem> {
     let mut list = read(text)?;
+    supported(&list)?;
     let plugins = plugins(&mut list)?;
     let at = plugins.iter().position(|plugin| plugin == entry);
     if at.is_some_and(|at| at > 0) && plugins.iter().filter(|plugin| ours(plugin)).count() == 1 {
@@ -75,6 +77,11 @@ pub fn convert(text: &str) -> Result<String, Problem> {
     Ok(write(&list.into()))
 }
 
+/// Whether the list, but for the entry, is what was made of the configuration of one plugin.
+pub fn made_of(list: &str, single: &str) -> bool {
+    matches!((remove(list), convert(single)), (Ok(Some(list)), Ok(made)) if same(&list, &made))
+}
+
 /// Whether two configurations say the same.
 pub fn same(one: &str, other: &str) -> bool {
     matches!((read(one), read(other)), (Ok(one), Ok(other)) if one == other)
@@ -90,6 +97,16 @@ fn read(text: &str) -> Result<Value, Problem> {
 
 fn write(value: &Value) -> String {
     format!("{value:#}\n")
+}
+
+/// The runtime calls every plugin of a list in the list's version.
+fn supported(list: &Value) -> Result<(), Problem> {
+    let version = list.get("cniVersion");
+    if version.and_then(Value::as_str).is_some_and(|version| VERSIONS.contains(&version)) {
+        return Ok(());
+    }
+    let has = version.map_or("it has no cniVersion".to_owned(), |version| format!("its cniVersion is {version}"));
+    problem(format!("{has}, and {NAME} needs one of {}", VERSIONS.join(", ")))
 }
 
 fn plugins(list: &mut Value) -> Result<&mut Vec<Value>, Problem> {
@@ -154,13 +171,49 @@ mod tests {
             "cniVersion": "0.3.1", "name": "pods", "plugins": [{ "type": "bridge", "ipam": { "type": "host-local" } }],
         });
         assert_eq!(list, expected);
-        assert_eq!(types(&add(&list.to_string(), &entry("k")).unwrap().unwrap()), ["bridge", NAME]);
+        let with = add(&list.to_string(), &entry("k")).unwrap().unwrap();
+        assert_eq!(types(&with), ["bridge", NAME]);
+        assert!(made_of(&with, single));
+        assert!(!made_of(&list.to_string(), single), "somebody else may have written that");
+        assert!(!made_of(&with.replace("host-local", "dhcp"), single));
+    }
+
+    /// With the entry no pod would get a network.
+    #[test]
+    fn a_version_that_the_plugin_refuses_is_refused() {
+        let mut list: Value = serde_json::from_str(LIST).unwrap();
+        for version in VERSIONS {
+            list["cniVersion"] = version.into();
+            assert!(add(&list.to_string(), &entry("k")).unwrap().is_some(), "{version}");
+        }
+        let all = "and weft-cni needs one of 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0";
+        let versions = [(json!("0.2.0"), "\"0.2.0\""), (json!("2.0.0"), "\"2.0.0\""), (json!(1.0), "1.0")];
+        for (version, said) in versions {
+            list["cniVersion"] = version;
+            let problem = add(&list.to_string(), &entry("k")).unwrap_err().to_string();
+            assert_eq!(problem, format!("its cniVersion is {said}, {all}"));
+        }
+        list.as_object_mut().unwrap().remove("cniVersion");
+        // Not even when it is there already.
+        list["plugins"].as_array_mut().unwrap().push(entry("k"));
+        let problem = add(&list.to_string(), &entry("k")).unwrap_err().to_string();
+        assert_eq!(problem, format!("it has no cniVersion, {all}"));
+        assert!(remove(&list.to_string()).unwrap().is_some());
     }
 
     #[test]
     fn what_is_no_configuration_is_refused() {
-        for text in ["", "{", "[]", "5", "{}", r#"{"plugins": {}}"#, r#"{"plugins": []}"#] {
+        for text in ["", "{", "[]", "5"] {
             assert!(add(text, &entry("k")).is_err(), "{text}");
+        }
+        let lists = [
+            (r#"{"cniVersion": "1.0.0"}"#, "no list of plugins"),
+            (r#"{"cniVersion": "1.0.0", "plugins": {}}"#, "no list of plugins"),
+            (r#"{"cniVersion": "1.0.0", "plugins": []}"#, "no plugin that makes a network"),
+        ];
+        for (text, why) in lists {
+            let problem = add(text, &entry("k")).unwrap_err().to_string();
+            assert!(problem.contains(why), "{problem}");
         }
         for text in ["", "[]", "{}", r#"{"type": 5}"#] {
             assert!(convert(text).is_err(), "{text}");

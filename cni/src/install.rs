@@ -13,12 +13,13 @@ use crate::{NAME, conflist};
 use anyhow::{Context, bail};
 use base64::Engine;
 use clap::{Args, Subcommand};
-use files::{Mode, read, write};
+use files::{Mode, Stamp, read, write};
 use notify::{RecursiveMode, Watcher};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use time::OffsetDateTime;
+use tokio::sync::{mpsc, watch};
 use weft_controller::drain::terminated;
 use weft_controller::kubernetes::{Api, Options as ApiOptions};
 
@@ -73,7 +74,7 @@ pub struct Install {
     /// Token and certificate authority of a service account that may get pods
     #[arg(long, value_name = "PATH", default_value = "/var/run/secrets/kubernetes.io/serviceaccount")]
     pub service_account: PathBuf,
-    /// Delete pods of this node that were not redirected and belong to a controller, which makes them anew
+    /// Delete pods of this node that were made before the plugin was there and belong to a controller, which makes them anew
     #[arg(long, value_name = "NODE")]
     pub repair: Option<String>,
 }
@@ -105,8 +106,7 @@ impl Place {
             std::fs::metadata(&file).with_context(|| file.display().to_string())?;
         }
         let first = self.first()?.context("there is no CNI configuration yet")?;
-        let missing = conflist::add(&read(&first)?, &self.entry()).with_context(|| first.display().to_string())?;
-        if missing.is_some() || !is_list(&first) {
+        if self.wanted(&first)?.is_some() {
             bail!("{} has no entry of {NAME}", first.display());
         }
         Ok(())
@@ -133,20 +133,39 @@ impl Place {
     /// When there is no configuration yet, or none that can be used.
     pub fn apply(&self) -> anyhow::Result<Option<PathBuf>> {
         let first = self.first()?.context("there is no CNI configuration yet: waiting for the network's")?;
+        let Some((list, text)) = self.wanted(&first)? else { return Ok(None) };
+        write(&list, text.as_bytes(), Mode::As(&first))?;
+        if list != first {
+            std::fs::rename(&first, original(&first)).with_context(|| first.display().to_string())?;
+        }
+        Ok(Some(list))
+    }
+
+    /// The list that should be there in place of this configuration; `None` when it is there.
+    fn wanted(&self, first: &Path) -> anyhow::Result<Option<(PathBuf, String)>> {
         let about = || first.display().to_string();
-        let text = read(&first)?;
-        if is_list(&first) {
-            let Some(with) = conflist::add(&text, &self.entry()).with_context(about)? else { return Ok(None) };
-            write(&first, with.as_bytes(), Mode::As(&first))?;
-            return Ok(Some(first));
+        let text = read(first)?;
+        if is_list(first) {
+            let with = conflist::add(&text, &self.entry()).with_context(about)?;
+            return Ok(with.map(|with| (first.to_owned(), with)));
         }
         // A list that means the same takes the place of the one plugin, whose file is kept for the end.
         let list = conflist::convert(&text).with_context(about)?;
         let with = conflist::add(&list, &self.entry()).with_context(about)?.unwrap_or(list);
         let converted = first.with_extension("conflist");
-        write(&converted, with.as_bytes(), Mode::As(&first))?;
-        std::fs::rename(&first, original(&first)).with_context(about)?;
-        Ok(Some(converted))
+        // What is there already may be replaced when it was made so: then nothing is lost.
+        let made_of = |single: &Path| match (read(&converted), read(single)) {
+            (Ok(list), Ok(single)) => conflist::made_of(&list, &single),
+            _ => false,
+        };
+        if std::fs::symlink_metadata(&converted).is_ok() && !made_of(first) && !made_of(&original(first)) {
+            bail!(
+                "{} hides {}, and cannot be made a list of that name: delete one of them",
+                about(),
+                converted.display()
+            );
+        }
+        Ok(Some((converted, with)))
     }
 
     /// Removes the entry from every configuration, then the kubeconfig and the program. Answers what could not be removed.
@@ -204,6 +223,20 @@ fn original(path: &Path) -> PathBuf {
     name.into()
 }
 
+/// Since when no pod is made without the plugin, as far as is known: what was there when this process began may have come
+/// after pods of the node, and so may what had to be put back.
+fn since_when(
+    before: Option<OffsetDateTime>,
+    done: &anyhow::Result<bool>,
+    now: OffsetDateTime,
+) -> Option<OffsetDateTime> {
+    match done {
+        Ok(true) => Some(now),
+        Ok(false) => before.or(Some(now)),
+        Err(_) => None,
+    }
+}
+
 impl Install {
     /// Installs, keeps and removes.
     ///
@@ -213,17 +246,20 @@ impl Install {
         let mut ended = tokio::spawn(terminated());
         // Signals count from here on.
         tokio::task::yield_now().await;
+        let (installed, since) = watch::channel(None);
         if let Some(node) = self.repair.clone() {
             let api = Api::new(&ApiOptions { kubeconfig: None, timeout: ANSWER }).await?;
             let place = self.place.clone();
-            let configured = Box::new(move || place.ready().is_ok());
+            let configured = Box::new(move || place.ready().ok().and_then(|()| *since.borrow()));
             tokio::spawn(repair::run(Repair { api, node, pause: REPAIR_PAUSE, configured }));
         }
         let (changed, mut changes) = mpsc::channel::<()>(1);
         let _watcher = self.watch(changed);
-        let mut said = String::new();
+        let (mut said, mut copied) = (String::new(), None);
         loop {
-            let problem = self.install().err().map(|error| format!("{error:#}")).unwrap_or_default();
+            let done = self.install(&mut copied);
+            installed.send_modify(|at| *at = since_when(*at, &done, OffsetDateTime::now_utc()));
+            let problem = done.err().map(|error| format!("{error:#}")).unwrap_or_default();
             if problem != said && !problem.is_empty() {
                 tracing::warn!("{problem}");
             }
@@ -265,16 +301,23 @@ impl Install {
         }
     }
 
-    /// Does what is not done yet. The entry comes last: from then on the runtime calls the plugin.
-    fn install(&self) -> anyhow::Result<()> {
-        let program = std::env::current_exe().context("where is this program?")?;
-        let program = std::fs::read(&program).with_context(|| program.display().to_string())?;
-        files::keep(&self.place.bin_dir.join(NAME), &program, 0o755)?;
+    /// Does what is not done yet. The entry comes last: from then on the runtime calls the plugin. Answers whether that was
+    /// missing.
+    fn install(&self, copied: &mut Option<Stamp>) -> anyhow::Result<bool> {
+        let plugin = self.place.bin_dir.join(NAME);
+        // It is large, and never another one while this process runs.
+        if copied.is_none() || *copied != files::stamp(&plugin) {
+            let program = std::env::current_exe().context("where is this program?")?;
+            let program = std::fs::read(&program).with_context(|| program.display().to_string())?;
+            files::keep(&plugin, &program, 0o755)?;
+            *copied = files::stamp(&plugin);
+        }
         files::keep(&self.place.net_dir.join(KUBECONFIG), self.kubeconfig()?.as_bytes(), 0o600)?;
-        if let Some(changed) = self.place.apply()? {
+        let changed = self.place.apply()?;
+        if let Some(changed) = &changed {
             tracing::info!(configuration = %changed.display(), "the plugin is installed");
         }
-        Ok(())
+        Ok(changed.is_some())
     }
 
     fn kubeconfig(&self) -> anyhow::Result<String> {
@@ -293,5 +336,20 @@ impl Install {
             "current-context": NAME,
         });
         Ok(format!("{config:#}\n"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use time::macros::datetime;
+
+    #[test]
+    fn pods_may_lack_the_plugin_until_it_was_put_back_last() {
+        let (before, now) = (datetime!(2026-02-01 12:00:00 UTC), datetime!(2026-02-01 12:00:10 UTC));
+        assert_eq!(since_when(None, &Ok(false), now), Some(now));
+        assert_eq!(since_when(Some(before), &Ok(false), now), Some(before));
+        assert_eq!(since_when(Some(before), &Ok(true), now), Some(now));
+        assert_eq!(since_when(Some(before), &Err(anyhow::anyhow!("no configuration")), now), None);
     }
 }

@@ -17,7 +17,8 @@ use weft_core::names;
 use weft_proxy::redirect::Flags;
 use weft_proxy::validate::Validate;
 
-const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+/// Versions of the specification that it speaks.
+pub(crate) const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 const PODS: Resource = Resource { api_version: "v1", plural: "pods" };
 
 /// How long it may take to hear about a pod. The kubelet waits for two minutes.
@@ -124,13 +125,16 @@ fn perform(call: &Call, configuration: &Value, version: &str) -> Result<Option<V
     if call.command == "VERSION" {
         return Ok(Some(json!({ "cniVersion": version, "supportedVersions": VERSIONS })));
     }
+    // The rules go with the namespace, and belong to nobody but this pod. Nothing may keep a pod from ending.
+    if call.command == "DEL" {
+        return Ok(None);
+    }
     if !VERSIONS.contains(&version) {
         return fault(code::VERSION, format!("version {version} of CNI is not one of {}", VERSIONS.join(", ")));
     }
     match call.command.as_str() {
         "ADD" => add(call, configuration).map(Some),
-        // The rules go with the namespace, and belong to nobody but this pod.
-        "DEL" | "CHECK" => Ok(None),
+        "CHECK" => Ok(None),
         "GC" if version == "1.1.0" => Ok(None),
         "STATUS" if version == "1.1.0" => status(configuration),
         other => fault(code::ENVIRONMENT, format!("CNI_COMMAND {other:?} is unknown in version {version}")),
@@ -177,8 +181,8 @@ fn is_name(text: &str) -> bool {
     text.len() <= 253 && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.'))
 }
 
-/// How a pod is to be redirected; `None` when it is not.
-fn wanted(pod: &Value) -> Result<Option<Flags>, String> {
+/// The arguments of the pod's validator behind `validate`; `None` when this plugin does not redirect the pod.
+pub(crate) fn arguments(pod: &Value) -> Option<Vec<&str>> {
     let container = |lists: &[&str], name: &str| {
         let all = lists.iter().filter_map(|list| pod.get("spec")?.get(*list)?.as_array()).flatten();
         all.into_iter().find(|container| container.get("name").and_then(Value::as_str) == Some(name))
@@ -186,13 +190,17 @@ fn wanted(pod: &Value) -> Result<Option<Flags>, String> {
     let init = &["initContainers"][..];
     let proxy = container(&["containers", "initContainers"], names::PROXY_CONTAINER);
     if proxy.is_none() || container(init, names::INIT_CONTAINER).is_some() {
-        return Ok(None);
+        return None;
     }
-    let validator = container(init, names::VALIDATOR_CONTAINER);
-    let args = validator.and_then(|validator| validator.get("args")?.as_array());
-    let args: Vec<&str> = args.into_iter().flatten().filter_map(Value::as_str).collect();
+    let args = container(init, names::VALIDATOR_CONTAINER)?.get("args")?.as_array()?;
+    let mut args = args.iter().filter_map(Value::as_str);
     // Another mesh has validators of this name, too, and a plugin of its own.
-    let Some((&"validate", args)) = args.split_first() else { return Ok(None) };
+    (args.next() == Some("validate")).then(|| args.collect())
+}
+
+/// How a pod is to be redirected; `None` when it is not.
+fn wanted(pod: &Value) -> Result<Option<Flags>, String> {
+    let Some(args) = arguments(pod) else { return Ok(None) };
     let read = Arguments::try_parse_from(args);
     let said = |error: clap::Error| {
         let text = error.to_string();
@@ -281,6 +289,7 @@ mod tests {
         }
         assert_eq!(call("VERSION", "0.2.0")["supportedVersions"], json!(VERSIONS));
         assert_eq!(call("ADD", "0.2.0")["code"], 1);
+        assert_eq!((call("DEL", "0.2.0"), call("DEL", "2.0.0")), (Value::Null, Value::Null), "pods must end");
         assert_eq!(call("ADD", "2.0.0")["cniVersion"], "2.0.0");
         assert_eq!((call("GC", "1.1.0"), &call("GC", "1.0.0")["code"]), (Value::Null, &json!(4)));
         assert_eq!(call("STATUS", "1.1.0")["code"], 7);

@@ -1,11 +1,16 @@
 //! Pods that were made while the plugin was not installed yet, as after a restart of the node: their validators have ended
 //! with exit code 95, and would for ever, since a pod keeps its network. They are deleted, and whoever made them makes
-//! them anew. A pod that nobody would make anew is only told about.
+//! them anew.
+//!
+//! A pod for which that would be no better is only told about, once: one that nobody would make anew, one of another mesh,
+//! and one that was made since, whose network leaves its validator nothing to find out with.
 
+use crate::plugin;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::time::Duration;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 use tokio::time::{Instant, sleep, timeout};
 use weft_controller::kubernetes::{Api, Error, Resource};
@@ -18,6 +23,9 @@ const EVENTS: Resource = Resource { api_version: "v1", plural: "events" };
 pub const REASON: &str = "LinkerdCNINotConfigured";
 /// A watch lasts this long; then everything is read again.
 const WATCH: Duration = Duration::from_secs(120);
+/// A pod that was made this long after the plugin was installed may still have been made without it: the runtime reads
+/// its configuration when it likes to, and the API server has a clock of its own.
+const GRACE: Duration = Duration::from_secs(10);
 /// After a failure.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -29,8 +37,8 @@ pub struct Repair {
     pub node: String,
     /// Between two pods that are deleted.
     pub pause: Duration,
-    /// Whether the plugin is installed: before that the next pod would be no better.
-    pub configured: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Since when the plugin is installed; while it is not, the next pod would be no better.
+    pub configured: Box<dyn Fn() -> Option<OffsetDateTime> + Send + Sync>,
 }
 
 impl std::fmt::Debug for Repair {
@@ -97,18 +105,15 @@ impl Work {
 
     async fn consider(&mut self, pod: &Value) -> Result<(), Error> {
         let ending = pod.pointer("/metadata/deletionTimestamp").is_some();
-        if ending || !unredirected(pod) || !(self.repair.configured)() {
-            return Ok(());
-        }
         let (namespace, name) = (text(pod, "/metadata/namespace"), text(pod, "/metadata/name"));
         let uid = text(pod, "/metadata/uid");
-        let owned = pod.pointer("/metadata/ownerReferences").and_then(Value::as_array);
-        let owned = owned.into_iter().flatten().any(|owner| owner.get("controller") == Some(&Value::Bool(true)));
-        if !owned {
-            if self.told.insert(uid.to_owned()) {
-                let message = "The CNI plugin has not redirected the traffic of this pod; delete it and make it anew.";
-                self.tell(pod, message).await;
-            }
+        if ending || !unredirected(pod) || self.told.contains(uid) {
+            return Ok(());
+        }
+        let Some(since) = (self.repair.configured)() else { return Ok(()) };
+        if let Some(message) = hopeless(pod, since) {
+            self.told.insert(uid.to_owned());
+            self.tell(pod, message).await;
             return Ok(());
         }
         if let Some(last) = self.deleted {
@@ -139,6 +144,26 @@ impl Work {
 
 fn text<'a>(value: &'a Value, path: &str) -> &'a str {
     value.pointer(path).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// Why it is not deleted: what would be made in its place would be no better, or nothing would.
+fn hopeless(pod: &Value, since: OffsetDateTime) -> Option<&'static str> {
+    if plugin::arguments(pod).is_none() {
+        return Some(
+            "The traffic of this pod is not redirected; weft's CNI plugin does that only for pods that weft meshed.",
+        );
+    }
+    // One that does not say when it was made was not made before.
+    let made = OffsetDateTime::parse(text(pod, "/metadata/creationTimestamp"), &Rfc3339);
+    if !made.is_ok_and(|made| made <= since + GRACE) {
+        return Some(
+            "The traffic of this pod is not redirected, although the CNI plugin was installed when it was made; \
+             the log of linkerd-network-validator says why.",
+        );
+    }
+    let owners = pod.pointer("/metadata/ownerReferences").and_then(Value::as_array);
+    let owned = owners.into_iter().flatten().any(|owner| owner.get("controller") == Some(&Value::Bool(true)));
+    (!owned).then_some("The CNI plugin has not redirected the traffic of this pod; delete it and make it anew.")
 }
 
 /// Whether its validator has found out, now or when it ran last, that the pod's traffic is not redirected.

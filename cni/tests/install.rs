@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use support::eventually;
+use weft_cni::install::Place;
 
 const LIST: &str =
     r#"{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"bridge","mtu":1500},{"type":"portmap"}]}"#;
@@ -163,6 +164,71 @@ fn edits_of_others_outlive_the_plugin() {
     assert!(node.end().success());
     assert_eq!(node.types("05-other.conflist").unwrap(), ["ptp", "tuning"]);
     assert_eq!(node.files("net.d"), ["05-other.conflist"]);
+}
+
+/// A list of somebody else's has the name that one plugin's would get: it must outlive the plugin.
+#[test]
+fn a_list_of_another_is_not_replaced() {
+    let node = Node::new();
+    let (single, list) = (node.net("10-pods.conf"), node.net("10-pods.conflist"));
+    let text = |path: &Path| fs::read_to_string(path).unwrap();
+    let place =
+        Place { net_dir: node.path("net.d"), net_dir_on_node: "/etc/cni/net.d".into(), bin_dir: node.path("bin") };
+    fs::write(node.path("bin/weft-cni"), "").unwrap();
+    fs::write(node.net("weft-cni-kubeconfig"), "").unwrap();
+    let refused = || {
+        let problems = [place.apply().unwrap_err(), place.ready().unwrap_err()].map(|error| format!("{error:#}"));
+        for problem in problems {
+            let hides = format!("{} hides {}, and cannot", single.display(), list.display());
+            assert!(problem.starts_with(&hides), "{problem}");
+        }
+    };
+    fs::write(&single, SINGLE).unwrap();
+    fs::write(&list, LIST).unwrap();
+    refused();
+    assert_eq!(node.files("net.d"), ["10-pods.conf", "10-pods.conflist", "weft-cni-kubeconfig"]);
+    assert_eq!((text(&single).as_str(), text(&list).as_str()), (SINGLE, LIST));
+
+    // Its own list it may replace: when it was ended before it had moved the file, and when the file is written anew.
+    fs::remove_file(&list).unwrap();
+    let other = SINGLE.replace("ptp", "bridge");
+    for content in [SINGLE, SINGLE, &other] {
+        fs::write(&single, content).unwrap();
+        assert_eq!(place.apply().unwrap(), Some(list.clone()));
+        assert!(!single.exists());
+        place.ready().unwrap();
+    }
+    fs::rename(node.net("10-pods.conf.weft-cni-original"), &single).unwrap();
+    assert_eq!(place.apply().unwrap(), Some(list.clone()));
+    assert_eq!(node.types("10-pods.conflist").unwrap(), ["bridge", "weft-cni"]);
+
+    // Somebody has edited it, and somebody else brings the file back.
+    let mut edited = json(&list);
+    edited["plugins"].as_array_mut().unwrap().push(serde_json::json!({ "type": "tuning" }));
+    fs::write(&list, edited.to_string()).unwrap();
+    fs::write(&single, SINGLE).unwrap();
+    refused();
+    assert_eq!((text(&single).as_str(), json(&list)), (SINGLE, edited));
+}
+
+/// What the plugin would refuse to be called with is not configured: no pod would get a network.
+#[test]
+fn a_version_that_the_plugin_does_not_know_is_said() {
+    let mut node = Node::new();
+    let list = LIST.replace("1.0.0", "0.2.0");
+    fs::write(node.net("10-bridge.conflist"), &list).unwrap();
+    node.install();
+    eventually("the kubeconfig", || node.net("weft-cni-kubeconfig").exists().then_some(()));
+    let output = node.command("ready").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("its cniVersion is \"0.2.0\""), "{said}");
+    fs::write(node.net("05-other.conf"), SINGLE.replace("\"cniVersion\": \"0.3.1\",", "")).unwrap();
+    let output = node.command("ready").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("it has no cniVersion"), "{said}");
+    assert!(node.end().success());
+    assert_eq!(node.files("net.d"), ["05-other.conf", "10-bridge.conflist"]);
+    assert_eq!(fs::read_to_string(node.net("10-bridge.conflist")).unwrap(), list);
 }
 
 /// A file that is being written, or broken, is waited for: the runtime reads no other either.

@@ -5,6 +5,7 @@ use std::fs::{self, OpenOptions, Permissions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::time::SystemTime;
 
 /// Most octets of a configuration or credential.
 const MAX_FILE: u64 = 1 << 20;
@@ -57,6 +58,15 @@ pub fn keep(path: &Path, content: &[u8], bits: u32) -> anyhow::Result<()> {
         return Ok(());
     }
     write(path, content, Mode::Bits(bits))
+}
+
+/// What shows that a file is the same as before, without reading it: its length, when it was written, and its rights.
+pub type Stamp = (u64, SystemTime, u32);
+
+/// The stamp of a file; `None` when it is not there.
+pub fn stamp(path: &Path) -> Option<Stamp> {
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.len(), metadata.modified().ok()?, metadata.permissions().mode()))
 }
 
 /// Removes a file that need not be there.
