@@ -398,8 +398,11 @@ impl Namespace {
         parents: &[types::ParentReference],
         spec: impl FnOnce() -> RouteSpec,
     ) {
+        // A Server has one port: what names another, or a part, is about no Server.
         let of_server = |parent: &&types::ParentReference| {
             parent.group.as_deref() == Some(POLICY_GROUP)
+                && parent.port.is_none()
+                && parent.section_name.is_none()
                 && parent.kind.as_deref().is_some_and(|kind| kind.eq_ignore_ascii_case("Server"))
                 && parent.namespace.as_deref().is_none_or(|namespace| namespace == key.namespace)
         };

@@ -79,7 +79,16 @@ fn parents(spec: &Field<'_>) -> Result<Parents, Error> {
             return port.fail("is no port: 1 to 65535");
         }
         match (parent.get("group").text()?.unwrap_or(GATEWAY_GROUP), parent.get("kind").text()?.unwrap_or("Gateway")) {
-            ("policy.linkerd.io", kind) => server |= kind.eq_ignore_ascii_case("Server"),
+            ("policy.linkerd.io", kind) if kind.eq_ignore_ascii_case("Server") => {
+                // It has one port. A route that names another would be about nothing.
+                for part in ["port", "sectionName"] {
+                    if parent.get(part).is_set() {
+                        return parent.get(part).fail("must not be set: a route is about the whole Server");
+                    }
+                }
+                server = true;
+            }
+            ("policy.linkerd.io", _) => {}
             ("" | "core", kind) if kind.eq_ignore_ascii_case("Service") => {}
             _ => foreign += 1,
         }

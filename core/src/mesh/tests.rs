@@ -250,6 +250,18 @@ fn headers_are_those_of_http() {
     }
 }
 
+/// A Server has one port.
+#[test]
+fn routes_are_about_whole_servers() {
+    let of = |part: &str, value: Value| {
+        let parent = json!({ "group": "policy.linkerd.io", "kind": "Server", "name": "a", part: value });
+        check(POLICY, "HTTPRoute", json!({ "parentRefs": [parent] })).map_err(|error| error.field)
+    };
+    assert_eq!(of("namespace", json!("shop")), Ok(()));
+    assert_eq!(of("port", json!(80)), Err("spec.parentRefs[0].port".into()));
+    assert_eq!(of("sectionName", json!("http")), Err("spec.parentRefs[0].sectionName".into()));
+}
+
 #[test]
 fn workloads_outside() {
     let good = json!({
