@@ -425,6 +425,25 @@ async fn routes_and_limits_of_a_server() {
     assert_eq!(client.name, "cart.shop.serviceaccount.identity.weft.cluster.local");
 }
 
+/// Ports of other protocols go past the proxy, and may have the same name.
+#[tokio::test]
+async fn only_ports_of_tcp_have_policies() {
+    let (state, mut pod) = shop();
+    let ports = json!([
+        {"name": "http", "containerPort": 8081, "protocol": "UDP"},
+        {"name": "http", "containerPort": 8080, "protocol": "tcp"},
+    ]);
+    pod["spec"]["containers"][0]["ports"] = ports;
+    state.put(&pod);
+    state.put(&server("web", json!("http")));
+    let controller = Controller::destination(state.path());
+    let mut asking = Asking::of(&controller).await;
+    let (tcp, udp) = (asking.get(8080).await, asking.get(8081).await);
+    assert_eq!((tcp.labels["name"].as_str(), udp.labels["name"].as_str()), ("web", "all-unauthenticated"));
+    let probed = |server: &Server| routes(server).iter().any(|route| name(&route.metadata) == "default/probe");
+    assert!(probed(&tcp) && !probed(&udp));
+}
+
 #[tokio::test]
 async fn only_those_hear_whom_it_concerns() {
     let (state, _) = shop();
