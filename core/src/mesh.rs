@@ -56,7 +56,12 @@ pub fn validate(object: &Value) -> Checked {
         }
         ("policy.linkerd.io", "HTTPLocalRateLimitPolicy") => rate_limit(&spec),
         ("policy.linkerd.io", "EgressNetwork") => {
-            spec.get("trafficPolicy").required()?.one_of(&["Allow", "Deny"])?;
+            let policy = spec.get("trafficPolicy");
+            policy.required()?.one_of(&["Allow", "Deny"])?;
+            // Whoever applies it would believe that it shuts something.
+            if policy.text()? == Some("Deny") {
+                return policy.fail("Deny is not enforced by this version of weft: traffic would leave all the same");
+            }
             spec.get("networks").items()?.iter().try_for_each(network)
         }
         ("policy.linkerd.io" | "gateway.networking.k8s.io", "HTTPRoute") => route::http(&spec),

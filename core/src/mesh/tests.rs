@@ -126,6 +126,7 @@ fn limits_and_egress() {
         &json!({ "trafficPolicy": "Allow" }),
         &[
             ("/trafficPolicy", json!("Maybe"), "spec.trafficPolicy"),
+            ("/trafficPolicy", json!("Deny"), "spec.trafficPolicy"),
         ],
     );
 }
@@ -300,7 +301,7 @@ fn resources_have_types() {
             Kind::HttpLocalRateLimitPolicy,
             json!({ "targetRef": reference("Server"), "overrides": [{ "requestsPerSecond": 5, "clientRefs": [{ "kind": "ServiceAccount", "name": "a" }] }] }),
         ),
-        (Kind::EgressNetwork, json!({ "trafficPolicy": "Deny" })),
+        (Kind::EgressNetwork, json!({ "trafficPolicy": "Allow" })),
         (
             Kind::HttpRoute,
             json!({ "parentRefs": [reference("Server")], "rules": [{ "matches": [{ "path": { "type": "Exact", "value": "/a" }, "method": "GET" }] }] }),
