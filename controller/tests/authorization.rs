@@ -377,11 +377,9 @@ async fn routes_and_limits_of_a_server() {
     );
     state.put(&route);
     let routed = next(&mut stream).await;
-    let [buy, probe] = routes(&routed) else { panic!("{routed:?}") };
-    assert_eq!(
-        (name(&buy.metadata).as_str(), name(&probe.metadata).as_str()),
-        ("policy.linkerd.io/HTTPRoute/buy", "default/probe")
-    );
+    // It says itself what may be asked, the kubelet included.
+    let [buy] = routes(&routed) else { panic!("{routed:?}") };
+    assert_eq!(name(&buy.metadata), "policy.linkerd.io/HTTPRoute/buy");
     assert_eq!(buy.hosts.len(), 2);
     let found = &buy.rules[0].matches[0];
     assert_eq!(paths(buy), [path_match::Kind::Exact("/buy".into())]);
@@ -400,13 +398,24 @@ async fn routes_and_limits_of_a_server() {
         ["cart.shop.serviceaccount.identity.weft.cluster.local"]
     );
 
-    // A route of exactly the path that is probed says who may use it.
-    route["spec"]["rules"] = json!([{"matches": [{"path": {"type": "Exact", "value": "/healthz"}}]}]);
-    state.put(&route);
-    assert_eq!(routes(&next(&mut stream).await).len(), 1);
+    // A route of a port, or of a part, is about no Server; without routes what is probed is open again.
+    let without = |routed: &Server| {
+        assert_eq!(
+            routes(routed).iter().map(|r| name(&r.metadata)).collect::<Vec<_>>(),
+            ["default/probe", "default/default"]
+        );
+    };
+    for (part, value) in [("port", json!(8080)), ("sectionName", json!("http"))] {
+        route["spec"]["parentRefs"][0][part] = value;
+        state.put(&route);
+        without(&next(&mut stream).await);
+        route["spec"]["parentRefs"][0].as_object_mut().unwrap().remove(part);
+        state.put(&route);
+        assert_eq!(name(&routes(&next(&mut stream).await)[0].metadata), "policy.linkerd.io/HTTPRoute/buy");
+    }
     // The same name in the Gateway API's group is another route; the policy is not about it.
     state.delete(&route);
-    assert_eq!(routes(&next(&mut stream).await).len(), 2);
+    without(&next(&mut stream).await);
     route["apiVersion"] = json!("gateway.networking.k8s.io/v1");
     state.put(&route);
     let routed = next(&mut stream).await;
@@ -423,6 +432,25 @@ async fn routes_and_limits_of_a_server() {
     assert_eq!((limit.total.unwrap().requests_per_second, limit.identity.unwrap().requests_per_second), (100, 10));
     let client = &limit.overrides[0].clients.as_ref().unwrap().identities[0];
     assert_eq!(client.name, "cart.shop.serviceaccount.identity.weft.cluster.local");
+}
+
+/// Ports of other protocols go past the proxy, and may have the same name.
+#[tokio::test]
+async fn only_ports_of_tcp_have_policies() {
+    let (state, mut pod) = shop();
+    let ports = json!([
+        {"name": "http", "containerPort": 8081, "protocol": "UDP"},
+        {"name": "http", "containerPort": 8080, "protocol": "tcp"},
+    ]);
+    pod["spec"]["containers"][0]["ports"] = ports;
+    state.put(&pod);
+    state.put(&server("web", json!("http")));
+    let controller = Controller::destination(state.path());
+    let mut asking = Asking::of(&controller).await;
+    let (tcp, udp) = (asking.get(8080).await, asking.get(8081).await);
+    assert_eq!((tcp.labels["name"].as_str(), udp.labels["name"].as_str()), ("web", "all-unauthenticated"));
+    let probed = |server: &Server| routes(server).iter().any(|route| name(&route.metadata) == "default/probe");
+    assert!(probed(&tcp) && !probed(&udp));
 }
 
 #[tokio::test]

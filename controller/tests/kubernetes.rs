@@ -315,6 +315,25 @@ async fn mesh_resources_may_be_missing_come_and_go() {
     assert_eq!(next(&mut stream).await.authorizations[0].labels["name"], "all");
     api.assert_allowed("destination");
 
+    // The server says that there is no such kind, and its discovery says otherwise, or nothing: it starts, or is ill.
+    let failures = "weft_source_failures_total{kind=\"server\"}";
+    let (all, beta) = ("GET /apis ", "GET /apis/policy.linkerd.io/v1beta3 ");
+    let discovery = [None, Some((beta, Fault::NotFound)), Some((beta, Fault::Other)), Some((all, Fault::Garbage))];
+    for lie in discovery.into_iter().chain([Some((all, Fault::Error))]) {
+        let before = controller.metric(failures).await;
+        let faults = || [("/servers", Fault::NotFound)].into_iter().chain(lie);
+        faults().for_each(|(part, fault)| api.fault(part, Some(fault)));
+        api.cut();
+        // The watch fails twice before everything is read again.
+        until("it is noticed", async || controller.metric(failures).await >= before + 3).await;
+        let ask = PortSpec { workload: "shop:web-5d4f8-p1".to_owned(), port: 8080 };
+        let known = client.get_port(ask).await.unwrap().into_inner();
+        assert_eq!(known.labels["name"], "newer", "{lie:?}");
+        faults().for_each(|(part, _)| api.fault(part, None));
+        let watching = "weft_source_watching{kind=\"server\"}";
+        until("it is followed again", async || controller.metric(watching).await == 1).await;
+    }
+
     // The definitions go, and with them all objects.
     api.serve("policy.linkerd.io/v1beta1/servers", false);
     api.serve("policy.linkerd.io/v1beta3/servers", false);

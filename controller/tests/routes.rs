@@ -209,6 +209,36 @@ async fn annotations_of_a_service_hold_without_routes() {
     let backoff = accrual.backoff.as_ref().unwrap();
     assert_eq!((accrual.max_failures, seconds(&backoff.min_backoff), seconds(&backoff.max_backoff)), (3, 1.0, 20.0));
     assert_eq!(backoff.jitter_ratio, 0.5);
+    // Penalties that make no sense, also beside the defaults of 1 s and 1 min, are no accrual: a proxy would refuse the
+    // rest of the policy too.
+    let cases = [
+        ("min", "0s", None),
+        ("min", "2m", None),
+        ("max", "500ms", None),
+        ("max", "0s", None),
+        ("min", "1m", Some((60.0, 60.0))),
+        ("max", "soon", Some((1.0, 60.0))),
+        ("min", "9999999999999999999s", Some((1.0, 60.0))),
+    ];
+    for (round, (which, value, expected)) in cases.into_iter().enumerate() {
+        web["metadata"]["annotations"] = json!({
+            "timeout.linkerd.io/request": format!("{}s", round + 1),
+            "balancer.linkerd.io/failure-accrual": "consecutive",
+            format!("balancer.linkerd.io/failure-accrual-consecutive-{which}-penalty"): value,
+        });
+        state.put(&web);
+        let policy = next(&mut stream).await;
+        let timeouts = routes(&policy)[0].rules[0].timeouts.as_ref().unwrap();
+        assert_eq!(seconds(&timeouts.request), round as f64 + 1.0);
+        let penalties = http(&policy).failure_accrual.as_ref().map(|accrual| match &accrual.kind {
+            Some(failure_accrual::Kind::ConsecutiveFailures(accrual)) => {
+                let backoff = accrual.backoff.as_ref().unwrap();
+                (seconds(&backoff.min_backoff), seconds(&backoff.max_backoff))
+            }
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(penalties, expected, "{which} {value}");
+    }
     // What makes no sense asks for nothing.
     web["metadata"]["annotations"] = json!({"timeout.linkerd.io/request": "soon", "retry.linkerd.io/http": "always"});
     state.put(&web);

@@ -25,6 +25,18 @@ pub struct Error {
 
 type Checked = Result<(), Error>;
 
+/// Octets that a pattern may take once it is compiled.
+const PATTERN_LIMIT: usize = 64 << 10;
+
+/// A pattern as proxies compile it, which must match a whole value. What is admitted goes through this too: a pattern that
+/// a proxy refused would keep it from everything else that the policy says.
+///
+/// # Errors
+/// The pattern is not valid, or too big.
+pub fn pattern(text: &str) -> Result<regex_lite::Regex, regex_lite::Error> {
+    regex_lite::RegexBuilder::new(&format!("^(?:{text})$")).size_limit(PATTERN_LIMIT).build()
+}
+
 /// Checks a mesh resource. Kinds that are none are passed over.
 ///
 /// # Errors
@@ -44,7 +56,12 @@ pub fn validate(object: &Value) -> Checked {
         }
         ("policy.linkerd.io", "HTTPLocalRateLimitPolicy") => rate_limit(&spec),
         ("policy.linkerd.io", "EgressNetwork") => {
-            spec.get("trafficPolicy").required()?.one_of(&["Allow", "Deny"])?;
+            let policy = spec.get("trafficPolicy");
+            policy.required()?.one_of(&["Allow", "Deny"])?;
+            // Whoever applies it would believe that it shuts something.
+            if policy.text()? == Some("Deny") {
+                return policy.fail("Deny is not enforced by this version of weft: traffic would leave all the same");
+            }
             spec.get("networks").items()?.iter().try_for_each(network)
         }
         ("policy.linkerd.io" | "gateway.networking.k8s.io", "HTTPRoute") => route::http(&spec),
@@ -388,7 +405,7 @@ fn duration(field: &Field<'_>) -> Checked {
 
 fn regex(field: &Field<'_>) -> Checked {
     let Some(text) = field.text()? else { return Ok(()) };
-    match regex_lite::Regex::new(&format!("^(?:{text})$")) {
+    match pattern(text) {
         Ok(_) => Ok(()),
         Err(error) => field.fail(format!("{text:?} is no regular expression: {error}")),
     }

@@ -3,7 +3,7 @@
 use super::ports::Ports;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use weft_core::k8s_openapi::api::core::v1::{Container, Pod as KubePod, Probe};
+use weft_core::k8s_openapi::api::core::v1::{Container, ContainerPort, Pod as KubePod, Probe};
 use weft_core::k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use weft_core::names::{
     ADMIN_PORT, ADMIN_PORT_NAME, CONTROL_PORT, INBOUND_PORT, LABEL_CONTROL_PLANE_NS, PROXY_CONTAINER,
@@ -150,7 +150,7 @@ impl Pod {
             spec.map(|s| s.init_containers.iter().flatten().chain(&s.containers).collect()).unwrap_or_default();
         let named_ports = containers
             .iter()
-            .flat_map(|c| c.ports.iter().flatten())
+            .flat_map(|c| tcp_ports(c))
             .filter_map(|p| Some((p.name.clone()?, u16::try_from(p.container_port).ok()?)))
             .collect();
         let host_network = spec.and_then(|s| s.host_network).unwrap_or_default();
@@ -297,6 +297,12 @@ fn proxy(container: &Container) -> Proxy {
     }
 }
 
+/// What policies are about: nothing else goes through a proxy.
+fn tcp_ports(container: &Container) -> impl Iterator<Item = &ContainerPort> {
+    let tcp = |port: &&ContainerPort| port.protocol.as_deref().is_none_or(|name| name.eq_ignore_ascii_case("TCP"));
+    container.ports.iter().flatten().filter(tcp)
+}
+
 fn probes(containers: &[&Container]) -> BTreeMap<u16, BTreeSet<String>> {
     let mut probes: BTreeMap<u16, BTreeSet<String>> = BTreeMap::new();
     for container in containers {
@@ -305,10 +311,7 @@ fn probes(containers: &[&Container]) -> BTreeMap<u16, BTreeSet<String>> {
         for get in all.into_iter().flatten().filter_map(|probe| probe.http_get.as_ref()) {
             let port = match &get.port {
                 IntOrString::Int(port) => u16::try_from(*port).ok(),
-                IntOrString::String(name) => container
-                    .ports
-                    .iter()
-                    .flatten()
+                IntOrString::String(name) => tcp_ports(container)
                     .find(|port| port.name.as_ref() == Some(name))
                     .and_then(|port| u16::try_from(port.container_port).ok())
                     .or_else(|| name.parse().ok()),

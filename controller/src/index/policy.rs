@@ -147,7 +147,7 @@ pub struct PodPolicy {
     pub ports: BTreeMap<u16, ServerPolicy>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 struct ServerAuthorization {
     name: Option<String>,
     selector: Option<Selector>,
@@ -156,7 +156,7 @@ struct ServerAuthorization {
     clients: Option<Clients>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 struct AuthorizationPolicy {
     target: Reference,
     required: Vec<Reference>,
@@ -192,42 +192,39 @@ pub(super) struct Policies {
 }
 
 impl Policies {
-    /// Takes in an object. Gives the namespaces whose pods it may be about.
+    /// Takes in an object. Gives the namespaces whose pods it may be about: none when it is as it was, since whoever reads
+    /// everything again tells everything again.
     pub fn applied(&mut self, object: &Object) -> BTreeSet<String> {
         let key = object.key("");
         let namespace = self.namespaces.entry(key.namespace.clone()).or_default();
         let name = key.name.clone();
-        match object {
-            Object::Server(o) => {
-                namespace.servers.insert(name, Arc::new(server(&key, o)));
-            }
+        let changed = match object {
+            Object::Server(o) => put(&mut namespace.servers, name, Arc::new(server(&key, o))),
             Object::ServerAuthorization(o) => {
-                namespace.server_authorizations.insert(name, server_authorization(&key, &o.spec));
+                put(&mut namespace.server_authorizations, name, server_authorization(&key, &o.spec))
             }
             Object::AuthorizationPolicy(o) => {
                 let (target, required) = (o.spec.target_ref.clone(), o.spec.required_authentication_refs.clone());
-                namespace.policies.insert(name, AuthorizationPolicy { target, required });
+                put(&mut namespace.policies, name, AuthorizationPolicy { target, required })
             }
             Object::MeshTlsAuthentication(o) => {
-                namespace.identities.insert(name, identities(&key.namespace, &o.spec));
+                put(&mut namespace.identities, name, identities(&key.namespace, &o.spec))
             }
-            Object::NetworkAuthentication(o) => {
-                namespace.networks.insert(name, networks(&o.spec.networks));
-            }
+            Object::NetworkAuthentication(o) => put(&mut namespace.networks, name, networks(&o.spec.networks)),
             Object::HttpLocalRateLimitPolicy(o) => {
-                namespace.limits.insert(name, Arc::new(limit(&key, &o.metadata, &o.spec)));
+                put(&mut namespace.limits, name, Arc::new(limit(&key, &o.metadata, &o.spec)))
             }
             Object::HttpRoute(o) | Object::GatewayHttpRoute(o) => {
                 let parents = o.spec.parent_refs.as_deref().unwrap_or_default();
-                namespace.set_route(&key, &o.metadata, parents, || RouteSpec::Http(o.spec.clone()));
+                namespace.set_route(&key, &o.metadata, parents, || RouteSpec::Http(o.spec.clone()))
             }
             Object::GrpcRoute(o) => {
                 let parents = o.spec.parent_refs.as_deref().unwrap_or_default();
-                namespace.set_route(&key, &o.metadata, parents, || RouteSpec::Grpc(o.spec.clone()));
+                namespace.set_route(&key, &o.metadata, parents, || RouteSpec::Grpc(o.spec.clone()))
             }
-            _ => {}
-        }
-        self.touched(&key)
+            _ => false,
+        };
+        if changed { self.touched(&key) } else { BTreeSet::new() }
     }
 
     /// Forgets an object. Gives the namespaces whose pods it may have been about.
@@ -397,22 +394,33 @@ impl Namespace {
         metadata: &ObjectMeta,
         parents: &[types::ParentReference],
         spec: impl FnOnce() -> RouteSpec,
-    ) {
+    ) -> bool {
+        // A Server has one port: what names another, or a part, is about no Server.
         let of_server = |parent: &&types::ParentReference| {
             parent.group.as_deref() == Some(POLICY_GROUP)
+                && parent.port.is_none()
+                && parent.section_name.is_none()
                 && parent.kind.as_deref().is_some_and(|kind| kind.eq_ignore_ascii_case("Server"))
                 && parent.namespace.as_deref().is_none_or(|namespace| namespace == key.namespace)
         };
         let servers: BTreeSet<String> = parents.iter().filter(of_server).map(|parent| parent.name.clone()).collect();
         let place = (key.kind, key.name.clone());
         if servers.is_empty() {
-            self.routes.remove(&place);
-            return;
+            return self.routes.remove(&place).is_some();
         }
         let id = Id::new(&key.namespace, &key.name);
-        self.routes
-            .insert(place, Arc::new(Route { kind: key.kind, id, spec: spec(), created: created(metadata), servers }));
+        let route = Route { kind: key.kind, id, spec: spec(), created: created(metadata), servers };
+        put(&mut self.routes, place, Arc::new(route))
     }
+}
+
+/// Puts a value in its place. Gives whether that changed anything.
+fn put<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: V) -> bool {
+    if map.get(&key) == Some(&value) {
+        return false;
+    }
+    map.insert(key, value);
+    true
 }
 
 impl Server {
@@ -521,6 +529,52 @@ fn limit(key: &Key, metadata: &ObjectMeta, spec: &types::HttpLocalRateLimitPolic
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+
+    /// Everything is told again when everything is read again.
+    #[test]
+    fn what_is_as_it_was_touches_nothing() {
+        let reference = |kind: &str| json!({"group": POLICY_GROUP, "kind": kind, "name": "a"});
+        let objects = [
+            (Kind::Server, json!({"podSelector": {"matchLabels": {"app": "web"}}, "port": 80})),
+            (Kind::ServerAuthorization, json!({"server": {"name": "a"}, "client": {"unauthenticated": true}})),
+            (
+                Kind::AuthorizationPolicy,
+                json!({
+                    "targetRef": reference("Server"),
+                    "requiredAuthenticationRefs": [reference("MeshTLSAuthentication"), reference("NetworkAuthentication")],
+                }),
+            ),
+            (Kind::MeshTlsAuthentication, json!({"identities": ["*.shop"]})),
+            (Kind::NetworkAuthentication, json!({"networks": [{"cidr": "10.0.0.0/8"}]})),
+            (
+                Kind::HttpLocalRateLimitPolicy,
+                json!({"targetRef": reference("Server"), "total": {"requestsPerSecond": 5}}),
+            ),
+            (Kind::HttpRoute, json!({"parentRefs": [reference("Server")]})),
+            (Kind::GatewayHttpRoute, json!({"parentRefs": [reference("Server")]})),
+            (Kind::GrpcRoute, json!({"parentRefs": [reference("Server")]})),
+        ];
+        let object = |(kind, spec): &(Kind, serde_json::Value)| {
+            let metadata = json!({"namespace": "shop", "name": "a"});
+            Object::from_value(*kind, json!({"metadata": metadata, "spec": spec})).unwrap()
+        };
+        let mut policies = Policies::default();
+        for of in &objects {
+            assert_eq!(policies.applied(&object(of)), BTreeSet::from(["shop".to_owned()]), "{}", of.0);
+        }
+        for of in &objects {
+            assert_eq!(policies.applied(&object(of)), BTreeSet::new(), "{}", of.0);
+        }
+        assert_eq!(policies.len(), objects.len());
+        // What changes, comes or goes still touches what it is about.
+        let (kind, mut spec) = objects[0].clone();
+        spec["port"] = json!(81);
+        assert!(!policies.applied(&object(&(kind, spec))).is_empty());
+        let key = Key::new(Kind::GrpcRoute, "shop", "a");
+        assert!(!policies.deleted(&key).is_empty());
+        assert!(!policies.applied(&object(&objects[8])).is_empty());
+    }
 
     #[test]
     fn identities_and_endings() {

@@ -53,6 +53,8 @@ pub(super) struct Dirty {
     pods: HashSet<Id>,
     /// Namespaces whose policies may have changed.
     policies: BTreeSet<String>,
+    /// Namespaces whose Servers may have changed.
+    servers: BTreeSet<String>,
 }
 
 impl State {
@@ -116,7 +118,7 @@ impl State {
             | Object::GatewayHttpRoute(_)
             | Object::GrpcRoute(_) => {
                 let touched = self.policies.applied(object);
-                self.policies_changed(object.kind(), touched, dirty);
+                Self::policies_changed(object.kind(), touched, dirty);
                 self.wishes_changed(&object.key(""), Some(object), dirty);
             }
             Object::ServiceProfile(_) | Object::TrafficSplit(_) => {
@@ -144,7 +146,7 @@ impl State {
             | Kind::GatewayHttpRoute
             | Kind::GrpcRoute => {
                 let touched = self.policies.deleted(key);
-                self.policies_changed(key.kind, touched, dirty);
+                Self::policies_changed(key.kind, touched, dirty);
                 self.wishes_changed(key, None, dirty);
             }
             Kind::ServiceProfile | Kind::TrafficSplit => self.wishes_changed(key, None, dirty),
@@ -196,16 +198,24 @@ impl State {
         dirty.services.extend(self.slices.values().filter(there).map(|slice| slice.service.clone()));
     }
 
-    fn policies_changed(&mut self, kind: Kind, namespaces: BTreeSet<String>, dirty: &mut Dirty) {
+    fn policies_changed(kind: Kind, namespaces: BTreeSet<String>, dirty: &mut Dirty) {
         if kind == Kind::Server {
-            // What a server speaks is told to clients as well.
-            let pods = self.pods.values().filter(|pod| namespaces.contains(&pod.id.namespace));
-            let pods: Vec<Arc<Pod>> = pods.filter(|pod| self.policies.served(pod) != pod.served).cloned().collect();
-            for pod in pods {
-                self.set_pod(&pod.id, Some(Pod::clone(&pod)), dirty);
-            }
+            dirty.servers.extend(namespaces.iter().cloned());
         }
         dirty.policies.extend(namespaces);
+    }
+
+    /// Gives pods anew what Servers say of their ports, once for all Servers of a batch.
+    fn serve(&mut self, namespaces: &BTreeSet<String>, dirty: &mut Dirty) {
+        if namespaces.is_empty() {
+            return;
+        }
+        let pods = self.pods.values().filter(|pod| namespaces.contains(&pod.id.namespace));
+        // What a server speaks is told to clients as well.
+        let pods: Vec<Arc<Pod>> = pods.filter(|pod| self.policies.served(pod) != pod.served).cloned().collect();
+        for pod in pods {
+            self.set_pod(&pod.id, Some(Pod::clone(&pod)), dirty);
+        }
     }
 
     fn wishes_changed(&mut self, key: &Key, object: Option<&Object>, dirty: &mut Dirty) {
@@ -371,7 +381,9 @@ impl State {
         Some(Arc::new(ServiceView { service, endpoints: endpoints.into_values().collect() }))
     }
 
-    pub fn publish(&mut self, dirty: Dirty) {
+    pub fn publish(&mut self, mut dirty: Dirty) {
+        let servers = std::mem::take(&mut dirty.servers);
+        self.serve(&servers, &mut dirty);
         for ip in dirty.ips {
             if self.watched_ips.contains_key(&ip) {
                 let target = self.target(ip);

@@ -20,7 +20,7 @@ use linkerd2_proxy_api::inbound::{
     grpc_route, http_route,
 };
 use linkerd2_proxy_api::meta::Metadata;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use weft_core::kinds;
 use weft_core::names;
@@ -126,7 +126,7 @@ fn of_defaults(pod: &Pod, port: u16, rules: &Rules) -> Answer {
     let protocol = if pod.is_opaque(port) {
         Kind::Opaque(Opaque {})
     } else {
-        let http_routes = probes(pod, port, &[]).into_iter().chain([default_route()]).collect();
+        let http_routes = probes(pod, port).into_iter().chain([default_route()]).collect();
         Kind::Detect(Detect { timeout: Some(DETECT_TIMEOUT), http_routes, http_local_rate_limit: None })
     };
     (
@@ -141,12 +141,10 @@ fn of_server(pod: &Pod, port: u16, policy: &ServerPolicy, rules: &Rules) -> Answ
     let http = || {
         let mut routes: Vec<HttpRoute> =
             policy.routes.iter().filter_map(|(route, who)| http_of(route, who, &rules.mesh)).collect();
-        let probes = probes(pod, port, &routes);
+        // A Server with routes says itself what may be asked, the kubelet included.
         if routes.is_empty() {
-            routes.push(default_route());
+            routes.extend(probes(pod, port).into_iter().chain([default_route()]));
         }
-        // The route that comes first wins where two say the same.
-        routes.extend(probes);
         routes
     };
     let limit = || policy.limit.as_deref().map(|limit| rate_limit(limit, &rules.mesh));
@@ -344,30 +342,17 @@ fn default_grpc_route() -> GrpcRoute {
     GrpcRoute { metadata: Some(default_meta("default")), rules: vec![rule], ..Default::default() }
 }
 
-/// The kubelet has no mesh identity: what it probes stays open to it under every policy, except for paths that one of
-/// the server's own routes is exactly about.
-fn probes(pod: &Pod, port: u16, routes: &[HttpRoute]) -> Option<HttpRoute> {
-    let exact = |path: &str| {
-        let matches = routes.iter().flat_map(|route| &route.rules).flat_map(|rule| &rule.matches);
-        let mut paths = matches.filter_map(|found| found.path.as_ref()?.kind.as_ref());
-        paths.any(|kind| matches!(kind, path_match::Kind::Exact(exact) if exact == path))
-    };
-    let paths: BTreeSet<&String> = pod.probes.get(&port)?.iter().filter(|path| !exact(path)).collect();
-    (!paths.is_empty()).then(|| probe_route(&paths))
-}
-
-fn probe_route(paths: &BTreeSet<&String>) -> HttpRoute {
+/// The kubelet has no mesh identity: what it probes stays open to it where no route says otherwise.
+fn probes(pod: &Pod, port: u16) -> Option<HttpRoute> {
     let get = HttpMethod { r#type: Some(http_method::Type::Registered(http_method::Registered::Get.into())) };
-    let matches = paths
-        .iter()
-        .map(|p| HttpRouteMatch { method: Some(get.clone()), ..path(path_match::Kind::Exact((*p).clone())) })
-        .collect();
-    HttpRoute {
+    let found = |p: &String| HttpRouteMatch { method: Some(get.clone()), ..path(path_match::Kind::Exact(p.clone())) };
+    let matches = pod.probes.get(&port)?.iter().map(found).collect();
+    Some(HttpRoute {
         metadata: Some(default_meta("probe")),
         authorizations: vec![authz("probe", all_networks(), Permit::Unauthenticated(PermitUnauthenticated {}))],
         rules: vec![http_route::Rule { matches, filters: Vec::new() }],
         ..Default::default()
-    }
+    })
 }
 
 fn path(kind: path_match::Kind) -> HttpRouteMatch {

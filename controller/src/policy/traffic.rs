@@ -125,14 +125,22 @@ impl<'a> Annotations<'a> {
         const PREFIX: &str = "balancer.linkerd.io/failure-accrual";
         self.read(PREFIX, |mode| (mode == "consecutive").then_some(()))?;
         let key = |name: &str| format!("{PREFIX}-consecutive-{name}");
-        let penalty =
-            |name: &str, default: i64| self.duration(&key(name)).and_then(duration::of).unwrap_or(millis(default));
+        let penalty = |name: &str, default: u64| {
+            let read = self.duration(&key(name)).filter(|time| duration::of(*time).is_some());
+            read.unwrap_or(Duration::from_millis(default))
+        };
+        let (min, max) = (penalty("min-penalty", 1_000), penalty("max-penalty", 60_000));
+        // No webhook sees annotations, and a proxy refuses the whole policy for bounds that make no sense.
+        if min.is_zero() || min > max {
+            tracing::debug!(?min, ?max, "failure accrual ignored: its penalties make no sense");
+            return None;
+        }
         let jitter = |value: &str| value.parse::<f32>().ok().filter(|ratio| (0.0..=100.0).contains(ratio));
         let consecutive = failure_accrual::ConsecutiveFailures {
             max_failures: self.read(&key("max-failures"), |value| value.parse().ok()).unwrap_or(7),
             backoff: Some(ExponentialBackoff {
-                min_backoff: Some(penalty("min-penalty", 1_000)),
-                max_backoff: Some(penalty("max-penalty", 60_000)),
+                min_backoff: duration::of(min),
+                max_backoff: duration::of(max),
                 jitter_ratio: self.read(&key("jitter-ratio"), jitter).unwrap_or(0.5),
                 ..Default::default()
             }),

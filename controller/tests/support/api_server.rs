@@ -32,6 +32,8 @@ pub enum Fault {
     Other,
     /// Answer 500.
     Error,
+    /// Answer 404.
+    NotFound,
     /// Close the connection in the middle of the answer.
     HangUp,
     /// Answer a watch 200 and end it at once.
@@ -171,7 +173,7 @@ impl ApiServer {
         self.cut();
     }
 
-    /// Misbehave in requests whose `METHOD path` contains this; `None` stops it.
+    /// Misbehave in requests whose `METHOD path`, followed by a space, contains this; `None` stops it.
     pub fn fault(&self, part: &str, fault: Option<Fault>) {
         let mut world = self.world();
         match fault {
@@ -226,6 +228,10 @@ impl ApiServer {
         let requests = self.world().requests.clone();
         for request in requests.iter().filter(|request| !request.contains("/version")) {
             let (method, uri) = request.split_once(' ').unwrap();
+            // Discovery is for everybody with an account.
+            if method == "GET" && discovery(uri).is_some() {
+                continue;
+            }
             let asked = parse(uri.split('?').next().unwrap()).unwrap();
             let (api_version, resource) = asked.collection.rsplit_once('/').unwrap();
             let group = api_version.split_once('/').map_or("", |(group, _)| group);
@@ -367,6 +373,37 @@ fn parse(path: &str) -> Option<Asked> {
     Some(Asked { collection, namespace: namespace.to_owned(), name: rest.get(1).map(|name| (*name).to_owned()) })
 }
 
+/// What of discovery a path asks for: a group's version, or empty for all groups.
+fn discovery(path: &str) -> Option<&str> {
+    let version = path.strip_prefix("/apis")?.trim_start_matches('/');
+    (version.is_empty() || version.split('/').count() == 2).then_some(version)
+}
+
+/// Groups, or resources of a group's version: those that are served.
+fn discover(world: &World, version: &str) -> Answer {
+    let served = world.served.iter().filter_map(|collection| collection.rsplit_once('/'));
+    if version.is_empty() {
+        let mut groups: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for (version, _) in served {
+            if let Some((group, _)) = version.split_once('/') {
+                groups.entry(group).or_default().insert(version);
+            }
+        }
+        let group = |(name, versions): (&&str, &BTreeSet<&str>)| {
+            let versions: Vec<Value> = versions.iter().map(|version| json!({"groupVersion": version})).collect();
+            json!({"name": name, "versions": versions})
+        };
+        let groups: Vec<Value> = groups.iter().map(group).collect();
+        return full(StatusCode::OK, &json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}));
+    }
+    let names: Vec<Value> =
+        served.filter(|(of, _)| *of == version).map(|(_, plural)| json!({"name": plural})).collect();
+    if names.is_empty() {
+        return status(StatusCode::NOT_FOUND, "NotFound");
+    }
+    full(StatusCode::OK, &json!({"kind": "APIResourceList", "groupVersion": version, "resources": names}))
+}
+
 fn full(status: StatusCode, value: &Value) -> Answer {
     let body = Full::from(value.to_string()).map_err(|never: Infallible| match never {}).boxed_unsync();
     Response::builder().status(status).header(header::CONTENT_TYPE, "application/json").body(body).unwrap()
@@ -391,6 +428,7 @@ async fn answer(
     let fault = {
         let mut world = world.lock().unwrap();
         world.requests.push(line.clone());
+        let line = format!("{line} ");
         world.faults.iter().find(|(part, _)| line.contains(part.as_str())).map(|(_, fault)| *fault)
     };
     match fault {
@@ -403,6 +441,7 @@ async fn answer(
         }
         Some(Fault::Other) => return Ok(full(StatusCode::OK, &json!({"kind": "Pod", "metadata": {"name": "odd"}}))),
         Some(Fault::Error) => return Ok(status(StatusCode::INTERNAL_SERVER_ERROR, "InternalError")),
+        Some(Fault::NotFound) => return Ok(status(StatusCode::NOT_FOUND, "NotFound")),
         Some(Fault::HangUp) => {
             let parts = [Ok(Frame::data(Bytes::from("{\"kind\":"))), Err(std::io::Error::other("hang up"))];
             return Ok(Response::new(BodyExt::boxed_unsync(StreamBody::new(stream::iter(parts)))));
@@ -423,6 +462,9 @@ async fn answer(
     if parts.uri.path() == "/version" {
         let minor = world.lock().unwrap().minor;
         return Ok(full(StatusCode::OK, &json!({"major": "1", "minor": format!("{minor}+"), "gitVersion": "v1"})));
+    }
+    if let Some(path) = discovery(parts.uri.path()) {
+        return Ok(discover(&world.lock().unwrap(), path));
     }
     let Some(asked) = parse(parts.uri.path()) else { return Ok(status(StatusCode::NOT_FOUND, "NotFound")) };
     if asked.collection == "authentication.k8s.io/v1/tokenreviews" {

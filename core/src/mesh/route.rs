@@ -30,15 +30,16 @@ pub(super) fn http(spec: &Field<'_>) -> Checked {
                 }
                 _ => {}
             }
-            named_matches(&found.get("headers"))?;
+            headers(&found.get("headers"))?;
             named_matches(&found.get("queryParams"))?;
             let method = found.get("method");
-            if method.text()?.is_some_and(|method| method.chars().any(|c| !c.is_ascii_uppercase())) {
+            let is_method = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_uppercase());
+            if method.text()?.is_some_and(|text| !is_method(text)) {
                 return method.fail("is no method in capitals");
             }
         }
         filters(&rule, parents, HTTP_FILTERS)?;
-        backends(&rule)?;
+        backends(&rule, parents, HTTP_FILTERS)?;
         for key in ["request", "backendRequest"] {
             gateway_duration(&rule.get("timeouts").get(key))?;
         }
@@ -58,10 +59,12 @@ pub(super) fn grpc(spec: &Field<'_>) -> Checked {
             if method.is_set() && !method.get("service").is_set() && !method.get("method").is_set() {
                 return method.fail("needs service or method");
             }
-            named_matches(&found.get("headers"))?;
+            call_name(&method.get("service"), ".")?;
+            call_name(&method.get("method"), "")?;
+            headers(&found.get("headers"))?;
         }
         filters(&rule, parents, GRPC_FILTERS)?;
-        backends(&rule)?;
+        backends(&rule, parents, GRPC_FILTERS)?;
     }
     Ok(())
 }
@@ -76,7 +79,16 @@ fn parents(spec: &Field<'_>) -> Result<Parents, Error> {
             return port.fail("is no port: 1 to 65535");
         }
         match (parent.get("group").text()?.unwrap_or(GATEWAY_GROUP), parent.get("kind").text()?.unwrap_or("Gateway")) {
-            ("policy.linkerd.io", kind) => server |= kind.eq_ignore_ascii_case("Server"),
+            ("policy.linkerd.io", kind) if kind.eq_ignore_ascii_case("Server") => {
+                // It has one port. A route that names another would be about nothing.
+                for part in ["port", "sectionName"] {
+                    if parent.get(part).is_set() {
+                        return parent.get(part).fail("must not be set: a route is about the whole Server");
+                    }
+                }
+                server = true;
+            }
+            ("policy.linkerd.io", _) => {}
             ("" | "core", kind) if kind.eq_ignore_ascii_case("Service") => {}
             _ => foreign += 1,
         }
@@ -103,6 +115,51 @@ fn named_matches(list: &Field<'_>) -> Checked {
     Ok(())
 }
 
+/// Headers that a request must have.
+fn headers(list: &Field<'_>) -> Checked {
+    for found in list.items()? {
+        header_name(&found.get("name"))?;
+        if found.get("type").text()? != Some("RegularExpression") {
+            header_value(&found.get("value"))?;
+        }
+    }
+    named_matches(list)
+}
+
+/// Longest name of a header, a service or a method.
+const MAX_NAME: usize = 1024;
+
+/// What HTTP allows as a name: a proxy takes no other.
+fn header_name(field: &Field<'_>) -> Checked {
+    let name = field.name()?;
+    let is_token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    if name.len() <= MAX_NAME && name.chars().all(is_token) {
+        Ok(())
+    } else {
+        field.fail(format!("{name:?} is no name of a header"))
+    }
+}
+
+/// What HTTP allows as a value: a proxy takes no other.
+fn header_value(field: &Field<'_>) -> Checked {
+    match field.text()? {
+        Some(value) if value.chars().any(|c| c != '\t' && c != ' ' && !c.is_ascii_graphic()) => {
+            field.fail(format!("{value:?} is no value of a header"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The name of a gRPC service or method, with these characters beside letters, digits and the underscore.
+fn call_name(field: &Field<'_>, others: &str) -> Checked {
+    let Some(name) = field.text()? else { return Ok(()) };
+    if name.len() <= MAX_NAME && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || others.contains(c)) {
+        Ok(())
+    } else {
+        field.fail(format!("{name:?} is no name of a gRPC service or method"))
+    }
+}
+
 fn filters(rule: &Field<'_>, parents: Parents, known: &[&str]) -> Checked {
     for filter in rule.get("filters").items()? {
         let kind = filter.get("type").name()?;
@@ -120,12 +177,16 @@ fn filters(rule: &Field<'_>, parents: Parents, known: &[&str]) -> Checked {
                 modifier.required()?;
                 for list in ["set", "add"] {
                     for header in modifier.get(list).items()? {
-                        header.get("name").name()?;
+                        header_name(&header.get("name"))?;
+                        header_value(&header.get("value"))?;
                     }
                 }
+                modifier.get("remove").items()?.iter().try_for_each(header_name)?;
             }
             "RequestRedirect" => {
-                let status = filter.get("requestRedirect").required()?.get("statusCode");
+                let redirect = filter.get("requestRedirect");
+                redirect.required()?.get("scheme").one_of(&["http", "https"])?;
+                let status = redirect.get("statusCode");
                 if status.number()?.is_some_and(|code| !(300.0..400.0).contains(&code)) {
                     return status.fail("is no status of a redirection: 300 to 399");
                 }
@@ -136,7 +197,7 @@ fn filters(rule: &Field<'_>, parents: Parents, known: &[&str]) -> Checked {
     Ok(())
 }
 
-fn backends(rule: &Field<'_>) -> Checked {
+fn backends(rule: &Field<'_>, parents: Parents, known: &[&str]) -> Checked {
     for backend in rule.get("backendRefs").items()? {
         backend.get("name").name()?;
         let weight = backend.get("weight");
@@ -147,6 +208,7 @@ fn backends(rule: &Field<'_>) -> Checked {
         if service && !backend.get("port").is_set() {
             return backend.get("port").fail("is required for a Service");
         }
+        filters(&backend, parents, known)?;
     }
     Ok(())
 }

@@ -124,7 +124,10 @@ fn limits_and_egress() {
         POLICY,
         "EgressNetwork",
         &json!({ "trafficPolicy": "Allow" }),
-        &[("/trafficPolicy", json!("Maybe"), "spec.trafficPolicy")],
+        &[
+            ("/trafficPolicy", json!("Maybe"), "spec.trafficPolicy"),
+            ("/trafficPolicy", json!("Deny"), "spec.trafficPolicy"),
+        ],
     );
 }
 
@@ -146,7 +149,20 @@ fn routes() {
         ("/rules/0/matches/0/path", json!({ "value": "a" }), "spec.rules[0].matches[0].path.value"),
         ("/rules/0/matches/0/method", json!("get"), "spec.rules[0].matches[0].method"),
         ("/rules/0/matches/0/headers", json!([{ "value": "a" }]), "spec.rules[0].matches[0].headers[0].name"),
+        ("/rules/0/matches/0/method", json!(""), "spec.rules[0].matches[0].method"),
+        (
+            "/rules/0/matches/0/queryParams",
+            json!([{ "name": "", "value": "a" }]),
+            "spec.rules[0].matches[0].queryParams[0].name",
+        ),
+        // Proxies have a limit, and would refuse everything else of the policy too.
+        (
+            "/rules/0/matches/0/path/value",
+            json!("/[a-z]{0,999}[a-z]{0,999}[a-z]{0,999}"),
+            "spec.rules[0].matches[0].path.value",
+        ),
         ("/rules/0/filters/0/type", json!("RequestMirror"), "spec.rules[0].filters[0].type"),
+        ("/rules/0/filters/0/requestRedirect/scheme", json!("ftp"), "spec.rules[0].filters[0].requestRedirect.scheme"),
         (
             "/rules/0/filters/0/requestRedirect/statusCode",
             json!(200),
@@ -166,6 +182,9 @@ fn routes() {
     let bad = [
         ("/rules/0/matches/0/method", json!({}), "spec.rules[0].matches[0].method"),
         ("/rules/0/matches/0/method", regex, "spec.rules[0].matches[0].method.type"),
+        ("/rules/0/matches/0/method", json!({ "service": "a/B" }), "spec.rules[0].matches[0].method.service"),
+        ("/rules/0/matches/0/method", json!({ "method": "a.b" }), "spec.rules[0].matches[0].method.method"),
+        ("/rules/0/matches/0/headers", json!([{ "name": "a b" }]), "spec.rules[0].matches[0].headers[0].name"),
         (
             "/rules/0/filters",
             json!([{ "type": "RequestRedirect", "requestRedirect": {} }]),
@@ -185,6 +204,63 @@ fn routes() {
     assert!(mirrored(service.clone(), "RequestMirror").is_err());
     assert!(mirrored(service, "ResponseHeaderModifier").is_ok());
     assert!(mirrored(server, "ResponseHeaderModifier").is_err());
+}
+
+/// What a proxy would refuse, and with it all else that it is told.
+#[test]
+fn headers_are_those_of_http() {
+    let route = |rule: Value| {
+        let parent = json!({ "group": "", "kind": "Service", "name": "a" });
+        check("gateway.networking.k8s.io/v1", "HTTPRoute", json!({ "parentRefs": [parent], "rules": [rule] }))
+    };
+    let found = |name: &str, value: &str| {
+        route(json!({ "matches": [{ "headers": [{ "name": name, "value": value }] }] })).map_err(|error| error.field)
+    };
+    let changed = |side: &str, list: &str, name: &str, value: &str| {
+        let header = if list == "remove" { json!(name) } else { json!({ "name": name, "value": value }) };
+        let key = format!("{}HeaderModifier", side.to_ascii_lowercase());
+        let filter = json!({ "type": format!("{side}HeaderModifier"), key: { list: [header] } });
+        let of_rule = route(json!({ "filters": [filter] })).map_err(|error| error.field);
+        // The same of one backend only.
+        let backend = json!({ "name": "a", "port": 80, "filters": [filter] });
+        let of_backend = route(json!({ "backendRefs": [backend] })).map_err(|error| error.field);
+        let moved = |field: &String| field.replace("rules[0].", "rules[0].backendRefs[0].");
+        assert_eq!(of_backend, of_rule.as_ref().copied().map_err(moved));
+        of_rule
+    };
+    for name in ["", "a b", "a:", "a\r\nb", "é"] {
+        assert_eq!(found(name, "v"), Err("spec.rules[0].matches[0].headers[0].name".into()), "{name:?}");
+        for side in ["Request", "Response"] {
+            let at = format!("spec.rules[0].filters[0].{}HeaderModifier", side.to_ascii_lowercase());
+            for list in ["set", "add"] {
+                assert_eq!(changed(side, list, name, "v"), Err(format!("{at}.{list}[0].name")), "{name:?}");
+            }
+            assert_eq!(changed(side, "remove", name, ""), Err(format!("{at}.remove[0]")), "{name:?}");
+        }
+    }
+    for value in ["a\nb", "a\r", "\0", "\u{7f}", "é"] {
+        assert_eq!(found("a", value), Err("spec.rules[0].matches[0].headers[0].value".into()), "{value:?}");
+        let field = "spec.rules[0].filters[0].responseHeaderModifier.add[0].value";
+        assert_eq!(changed("Response", "add", "a", value), Err(field.into()), "{value:?}");
+    }
+    for (name, value) in [("x-User_1.~", "a \t~\"!"), ("!#$%&'*+-.^_`|~", "")] {
+        assert_eq!(found(name, value), Ok(()));
+        for list in ["set", "add", "remove"] {
+            assert_eq!(changed("Request", list, name, value), Ok(()));
+        }
+    }
+}
+
+/// A Server has one port.
+#[test]
+fn routes_are_about_whole_servers() {
+    let of = |part: &str, value: Value| {
+        let parent = json!({ "group": "policy.linkerd.io", "kind": "Server", "name": "a", part: value });
+        check(POLICY, "HTTPRoute", json!({ "parentRefs": [parent] })).map_err(|error| error.field)
+    };
+    assert_eq!(of("namespace", json!("shop")), Ok(()));
+    assert_eq!(of("port", json!(80)), Err("spec.parentRefs[0].port".into()));
+    assert_eq!(of("sectionName", json!("http")), Err("spec.parentRefs[0].sectionName".into()));
 }
 
 #[test]
@@ -225,7 +301,7 @@ fn resources_have_types() {
             Kind::HttpLocalRateLimitPolicy,
             json!({ "targetRef": reference("Server"), "overrides": [{ "requestsPerSecond": 5, "clientRefs": [{ "kind": "ServiceAccount", "name": "a" }] }] }),
         ),
-        (Kind::EgressNetwork, json!({ "trafficPolicy": "Deny" })),
+        (Kind::EgressNetwork, json!({ "trafficPolicy": "Allow" })),
         (
             Kind::HttpRoute,
             json!({ "parentRefs": [reference("Server")], "rules": [{ "matches": [{ "path": { "type": "Exact", "value": "/a" }, "method": "GET" }] }] }),

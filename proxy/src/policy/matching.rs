@@ -16,7 +16,7 @@ impl Regex {
     /// # Errors
     /// The pattern is not valid.
     pub fn new(pattern: &str) -> Result<Self, regex_lite::Error> {
-        regex_lite::RegexBuilder::new(&format!("^(?:{pattern})$")).size_limit(64 * 1024).build().map(Self)
+        weft_core::mesh::pattern(pattern).map(Self)
     }
 
     /// True when the whole value matches.

@@ -3,7 +3,8 @@
 //! What is told once stays until the server says otherwise. A server that is away, hangs, or talks nonsense costs
 //! nothing but freshness: nothing is forgotten, and it is asked again with growing, random pauses. After an outage
 //! everything is read again, since what comes back need not be what went. What the server does not have in the best
-//! form is taken in the next one, and the better one is looked for from time to time.
+//! form is taken in the next one, and the better one is looked for from time to time. That it has a kind in no form is
+//! believed when its discovery says so too.
 
 mod forms;
 
@@ -186,6 +187,10 @@ impl Reflector {
         }
         match absent {
             Some(error) if !forms::optional(self.kind) => Err(error),
+            // One wrong word must not take every Server away, and with it what keeps their ports shut.
+            Some(_) if self.discovered().await? => {
+                Err(Error::Malformed("it does not find a kind that its discovery lists".into()))
+            }
             _ => {
                 // What defined the kind is gone, and with it all objects.
                 self.form = None;
@@ -194,6 +199,30 @@ impl Reflector {
                 Ok(None)
             }
         }
+    }
+
+    /// Whether the server's discovery has the kind in any form. While it starts a server may answer 404 to what it has.
+    async fn discovered(&self) -> Result<bool, Error> {
+        let malformed = |what: &str| Error::Malformed(format!("a list of {what} that is none"));
+        let groups = self.api.get("/apis").await?;
+        let groups = groups.get("groups").and_then(Value::as_array).ok_or_else(|| malformed("API groups"))?;
+        let versions = groups.iter().filter_map(|group| group.get("versions")?.as_array()).flatten();
+        let versions: HashSet<&str> =
+            versions.filter_map(|version| version.get("groupVersion").and_then(Value::as_str)).collect();
+        for Form { resource, .. } in self.forms {
+            let listed = match self.api.get(&format!("/apis/{}", resource.api_version)).await {
+                Ok(listed) => listed,
+                Err(error) if error.is(StatusCode::NOT_FOUND) && !versions.contains(resource.api_version) => continue,
+                Err(error) => return Err(error),
+            };
+            let resources = listed.get("resources").ok_or_else(|| malformed("resources"))?;
+            // Nothing of a version that is being set up or taken away.
+            let resources = resources.as_array().map(Vec::as_slice).unwrap_or_default();
+            if resources.iter().any(|r| r.get("name").and_then(Value::as_str) == Some(resource.plural)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     async fn list_form(&mut self, form: &Form) -> Result<String, Error> {
