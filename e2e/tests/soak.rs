@@ -129,7 +129,7 @@ fn nothing_grows_however_much_comes_and_goes() -> anyhow::Result<()> {
             }
         }
     }
-    let before = at_rest(&traffic, rounds)?;
+    let before = at_rest(&mut traffic, rounds)?;
     let kept_before = kept(&pods);
     traffic.resume()?;
     let second = Instant::now();
@@ -138,7 +138,7 @@ fn nothing_grows_however_much_comes_and_goes() -> anyhow::Result<()> {
         nothing_failed(&traffic, &start, rounds)?;
         rounds += 1;
     }
-    let now = at_rest(&traffic, rounds)?;
+    let now = at_rest(&mut traffic, rounds)?;
     ensure!(before.keys().filter(|key| now.contains_key(key)).count() >= 8, "what was there is gone");
     let kept_now = kept(&pods);
     eprintln!("{kept_before} pods were kept then, {kept_now} now, of {}", pods.len());
@@ -153,8 +153,9 @@ fn nothing_failed(traffic: &Traffic, start: &Report, round: usize) -> anyhow::Re
     traffic.report()?.since(start).nothing_failed().with_context(|| format!("after round {round}\n{}", traffic.state()))
 }
 
-/// Stops the requests and looks.
-fn at_rest(traffic: &Traffic, rounds: usize) -> anyhow::Result<Usages> {
+/// Stops the requests and looks, always with as many replicas: what holds a pod has its descriptors for it.
+fn at_rest(traffic: &mut Traffic, rounds: usize) -> anyhow::Result<Usages> {
+    traffic.scale(2)?;
     traffic.settled()?;
     traffic.pause()?;
     let usages = usages(traffic);

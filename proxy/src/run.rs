@@ -9,6 +9,7 @@ use crate::{
     Context,
     admission::Shed,
     drain::Phase,
+    http::Router,
     inbound,
     metrics::Direction,
     net::{self, Accepted, OriginalDst, Spare},
@@ -96,11 +97,13 @@ pub async fn run_with(mut ctx: Context, listeners: Listeners, original: Original
     }
     // Nobody drains when the proxy is embedded in a test.
     let _ = drain.wait_for(|phase| *phase >= Phase::Draining).await;
-    // New connections are still served: the application may need some to finish its own work.
-    worker.drain_fronts(|router| !router.carries_others());
+    // New connections are still served: the application may need some to finish its own work. Its own connections are its
+    // to end: clients that are told to leave in the middle of their work may fail what they were about to send.
+    let inbound = |router: &dyn Router| router.direction() == Direction::Inbound;
+    worker.drain_fronts(|router| inbound(router) && !router.carries_others());
     let ending = drain.wait_for(|phase| *phase >= Phase::Ending);
     if tokio::time::timeout(PROXIES_LEAVE, ending).await.is_err() {
-        worker.drain_fronts(|_| true);
+        worker.drain_fronts(inbound);
         let _ = drain.wait_for(|phase| *phase >= Phase::Ending).await;
     }
     worker.drain_fronts(|_| true);

@@ -56,7 +56,7 @@ fn an_application_that_is_still_at_work_is_served_after_sigterm() {
     load.more("server", 30);
     mesh.client.proxy().signal(Signal::SIGTERM);
     mesh.client.proxy().wait_log("draining");
-    // Old connections are ended, new ones are made; nothing fails.
+    // Old connections go on, new ones are made; nothing fails.
     load.more("server", 100);
     assert_eq!(mesh.client.proxy().get("/live").0, 200);
     // As Linkerd's: whoever was ready once stays so. That the pod ends is known from elsewhere.
@@ -117,7 +117,7 @@ fn a_request_under_way_is_answered_and_the_client_told_to_close() {
     let web = app::web(mesh.server.listen(mesh.app_port), "server");
     let stream = request(&mesh, mesh.vip, "/wait");
     mesh.client.proxy().wait_metric("request_total", &["direction=\"outbound\""], |n| n == 1.0);
-    mesh.client.proxy().signal(Signal::SIGTERM);
+    assert_eq!(mesh.client.proxy().admin_request("POST", "/shutdown", "").0, 200);
     mesh.client.proxy().wait_log("draining");
     web.release();
     let answer = rest(stream);
@@ -142,12 +142,41 @@ fn next(stream: &mut TcpStream) -> Option<(u8, u8, Vec<u8>)> {
     Some((head[3], head[4], payload))
 }
 
+const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+
+/// Clients that are told to leave may fail what they were about to send, and an application that ends has its own ways.
+#[test]
+fn an_application_is_not_told_to_leave_its_own_connections() {
+    let mut mesh = mesh();
+    let _web = app::web(mesh.server.listen(mesh.app_port), "server");
+    let mut stream = mesh.client.connect(mesh.vip).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+    stream.write_all(&frame(SETTINGS, 0, 0, &[])).unwrap();
+    let get = b"\x82\x86\x84\x41\x08web.test";
+    stream.write_all(&frame(HEADERS, 5, 1, get)).unwrap();
+    while next(&mut stream).expect("an answer").0 != HEADERS {}
+    mesh.client.proxy().signal(Signal::SIGTERM);
+    mesh.client.proxy().wait_log("draining");
+    for id in [3, 5, 7] {
+        stream.write_all(&frame(HEADERS, 5, id, get)).unwrap();
+        loop {
+            match next(&mut stream).expect("an answer").0 {
+                HEADERS => break,
+                kind => assert_ne!(kind, GOAWAY),
+            }
+        }
+    }
+    drop(stream);
+    leave_pods(&mesh);
+    ends_well(mesh.client.proxy());
+}
+
 #[test]
 fn http2_clients_are_told_twice_by_goaway() {
-    const SETTINGS: u8 = 4;
-    const PING: u8 = 6;
-    const GOAWAY: u8 = 7;
-    const HEADERS: u8 = 1;
     let mut mesh = mesh();
     let _web = app::web(mesh.server.listen(mesh.app_port), "server");
     let mut stream = mesh.client.connect(mesh.vip).unwrap();
@@ -159,7 +188,7 @@ fn http2_clients_are_told_twice_by_goaway() {
     stream.write_all(&frame(HEADERS, 5, 1, get)).unwrap();
     while next(&mut stream).expect("an answer").0 != HEADERS {}
 
-    mesh.client.proxy().signal(Signal::SIGTERM);
+    assert_eq!(mesh.client.proxy().admin_request("POST", "/shutdown", "").0, 200);
     let mut ping = None;
     let mut announced = false;
     while ping.is_none() {
