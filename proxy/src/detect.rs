@@ -32,6 +32,8 @@ use crate::{
 
 /// How long a client is silent before its server is asked.
 const SILENCE: Duration = Duration::from_millis(100);
+/// Before a server that has ended without a word is asked again, each time; then its end is passed on.
+const ASKED_AGAIN: [Duration; 3] = [Duration::from_millis(100), Duration::from_millis(300), Duration::from_millis(900)];
 /// Octets in which HTTP must show.
 const HTTP_LIMIT: usize = 1024;
 
@@ -173,6 +175,9 @@ async fn look<T>(
     let mut dialling: Option<Dialling<'_>> = None;
     let mut heard = false;
     let mut race = race;
+    // A server that ends without a word has not spoken: it is asked again, since it may be on its way out.
+    let racer = race.as_ref().map(|racer| (racer.to, racer.limit));
+    let mut pauses = ASKED_AGAIN.iter();
     let give_up = async {
         match limit {
             Some(limit) => sleep(limit).await,
@@ -210,6 +215,16 @@ async fn look<T>(
                 heard = true;
                 match server.take() {
                     Some(http2) if said == Said::Settings => server = Some(http2),
+                    Some(ended) if said == Said::Nothing && seen.is_empty() => match racer.zip(pauses.next()) {
+                        Some(((to, limit), pause)) => {
+                            heard = false;
+                            dialling = Some(Box::pin(async move {
+                                sleep(*pause).await;
+                                to.connect(limit).await
+                            }));
+                        }
+                        None => break Seen::Silence(Some(ended)),
+                    },
                     Some(server) if seen.is_empty() => break Seen::Server(server),
                     // The client has begun to speak: what the server says comes after that.
                     _ => {}
@@ -247,8 +262,10 @@ async fn read_some(io: &Io, seen: &mut Vec<u8>) -> io::Result<usize> {
 enum Said {
     /// What HTTP/2 servers say to everybody.
     Settings,
-    /// Something else, or it has ended.
+    /// Something else.
     Other,
+    /// Nothing: the connection has ended.
+    Nothing,
 }
 
 /// Waits until the server has said something, or has ended.
@@ -259,7 +276,11 @@ async fn speaks(server: &Option<TcpUpstream>) -> Said {
     let _ = read_some(io, &mut said).await;
     let settings = is_http2_server(&said);
     io.unread(&said);
-    if settings { Said::Settings } else { Said::Other }
+    match (settings, said.is_empty()) {
+        (true, _) => Said::Settings,
+        (false, true) => Said::Nothing,
+        (false, false) => Said::Other,
+    }
 }
 
 /// Reads the transport header at the front of a connection.

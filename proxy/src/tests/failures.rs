@@ -173,6 +173,29 @@ async fn requests_that_no_application_has_seen_wait_for_the_next_endpoint() {
     }
 }
 
+/// As when a pod ends while a client takes its time: its connection is not the server's that has ended.
+#[tokio::test]
+async fn a_server_that_ends_before_a_slow_client_has_spoken_costs_nothing() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    let addr = raw_app(move |mut stream| {
+        let count = count.clone();
+        async move {
+            if count.fetch_add(1, Ordering::SeqCst) > 0 {
+                read_until(&mut stream, "\r\n\r\n").await;
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+            }
+        }
+    })
+    .await;
+    let (_proxy, entry) = single(addr).await;
+    let mut client = TcpStream::connect(entry).await.unwrap();
+    until("the server was asked, ended, and was asked again", || asked.load(Ordering::SeqCst) > 1).await;
+    client.write_all(b"GET / HTTP/1.1\r\nhost: web.test\r\n\r\n").await.unwrap();
+    let answer = soon(read_until(&mut client, "ok")).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
 /// What proxies say to each other is theirs: an application that says it can have nothing repeated.
 #[tokio::test]
 async fn applications_do_not_speak_for_their_proxies() {
